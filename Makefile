@@ -1,0 +1,47 @@
+# `make` alone prints what there is. CMAKE_ARGS reaches the compilation of llama.cpp, for CUDA:
+#   CMAKE_ARGS="-DGGML_CUDA=ON" make install
+MODEL ?= models/demo.gguf
+HOST ?= 127.0.0.1
+PORT ?= 8000
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv/bin
+CODE := server scripts tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev serve test check format lock bench clean
+
+help: ## Print this list
+	@echo "Targets:"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@echo
+	@echo "make serve MODEL=path/to/model.gguf HOST=0.0.0.0 PORT=8080 ARGS='--slots 8'"
+
+install: ## Make .venv and install the pinned dependencies (compiles llama.cpp the first time)
+	@$(PYTHON) scripts/install.py
+
+install-dev: ## The same, with what `make check` and `make test` need
+	@$(PYTHON) scripts/install.py --dev
+
+serve: install ## Serve MODEL on HOST:PORT
+	@exec $(VENV)/onegpu serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)" $(ARGS)
+
+test: install-dev check ## Everything: check, then the whole test suite
+	@$(VENV)/python -m pytest $(ARGS)
+
+check: install-dev ## Format, lint, types and layers, without changing a file
+	@scripts/check
+
+format: install-dev ## Format and apply the linter's safe fixes
+	@$(VENV)/ruff check --fix --exit-zero --quiet $(CODE)
+	@$(VENV)/ruff format $(CODE)
+
+lock: ## Renew requirements*.lock with current versions
+	@PYTHON=$(PYTHON) scripts/lock.sh
+
+bench: install-dev ## Compare served tokens/s with the bare llama.cpp loop
+	@$(VENV)/python scripts/bench_engine.py $(ARGS)
+
+clean: ## Remove .venv, caches and build outputs
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find server scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +

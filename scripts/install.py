@@ -1,0 +1,210 @@
+"""Makes .venv and installs the pinned dependencies into it: what `make install` runs.
+
+Standard library only, and no syntax newer than Python 3.7 at import, so that an old interpreter gets
+a clear message instead of a traceback. A second run compares one stamp and returns at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterator, NoReturn
+
+from install_output import Failed, Reporter, packages_hint, run_logged
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+OLDEST = (3, 11)
+NEWER_NAMES = ("python3.13", "python3.12", "python3.11", "python3.14")
+BUILD_LOCK = ROOT / "requirements-build.lock"
+RUNTIME_LOCK = ROOT / "requirements.lock"
+DEV_LOCK = ROOT / "requirements-dev.lock"
+NATIVE = "llama-cpp-python"
+
+
+def main() -> int:
+    """Bring .venv up to date with the locks; 0 when it is."""
+    parser = argparse.ArgumentParser(description="Make .venv and install the pinned dependencies.")
+    parser.add_argument("--dev", action="store_true", help="also what `make check` and `make test` need")
+    options = parser.parse_args()
+    use_supported_python()
+    with only_one_at_a_time():
+        try:
+            install(dev=options.dev)
+        except Failed as failure:
+            print(f"\n{failure}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("\nStopped. Run it again to go on.", file=sys.stderr)
+            return 130
+    return 0
+
+
+def use_supported_python() -> None:
+    """Go on in a newer interpreter from PATH when this one is too old, or exit with advice."""
+    if sys.version_info >= OLDEST:
+        return
+    for name in NEWER_NAMES:
+        found = shutil.which(name)
+        # A version manager's shim may exist for an interpreter that is not there: try it first.
+        if found and subprocess.run([found, "-c", "import ensurepip"], capture_output=True).returncode == 0:
+            os.execv(found, [found, *sys.argv])
+    fail(
+        f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]} ({sys.executable}).\n"
+        f"{packages_hint('python3', 'python3-venv')}\n"
+        "Or name another interpreter: make install PYTHON=/path/to/python3.12"
+    )
+
+
+def fail(message: str) -> NoReturn:
+    """Print `message` and exit with status 1."""
+    print(message, file=sys.stderr)
+    raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def only_one_at_a_time() -> Iterator[None]:
+    """Hold a lock on the checkout: two `make` runs must not install into one .venv at a time."""
+    handle = os.open(ROOT, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("Waiting for another installation in this checkout to finish ...", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def install(*, dev: bool) -> None:
+    """Run the steps that the stamp says are missing. Raises Failed with advice."""
+    stamp = read_stamp()
+    # Development tools stay once installed: `make serve` after `make test` is a no-op too.
+    dev = dev or bool(stamp.get("dev"))
+    cmake_args = os.environ.get("CMAKE_ARGS", str(stamp.get("cmake_args", "")))
+    wanted = {"dev": dev, "cmake_args": cmake_args, "root": str(ROOT), "locks": digest(dev=dev)}
+    if stamp == wanted and PYTHON.exists():
+        return
+    reporter = Reporter(sys.stdout)
+    make_environment(reporter)
+    (VENV / "install.log").write_text("", encoding="utf-8")
+    stamp_path().unlink(missing_ok=True)
+    pip(reporter, "Build tools", ["--requirement", str(BUILD_LOCK)], hashes=True)
+    install_native(reporter, cmake_args, rebuild=cmake_args != str(stamp.get("cmake_args", "")))
+    lock = DEV_LOCK if dev else RUNTIME_LOCK
+    pip(reporter, "Dependencies", ["--no-build-isolation", "--requirement", str(lock)], hashes=True)
+    project = ["--no-build-isolation", "--no-deps", "--editable", str(ROOT)]
+    pip(reporter, "onegpu itself", project, hashes=False)
+    stamp_path().write_text(json.dumps(wanted), encoding="utf-8")
+    reporter.done("Installed: .venv/bin/onegpu")
+
+
+def stamp_path() -> Path:
+    """Where the state of the last complete installation is kept."""
+    return VENV / "onegpu-stamp.json"
+
+
+def read_stamp() -> dict[str, object]:
+    """What the last complete installation was made from; empty when there was none."""
+    try:
+        found = json.loads(stamp_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def digest(*, dev: bool) -> str:
+    """Hash over the content of all that decides what is installed."""
+    parts = [BUILD_LOCK, RUNTIME_LOCK, ROOT / "pyproject.toml", *([DEV_LOCK] if dev else [])]
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part.read_bytes() + b"\0")
+    return whole.hexdigest()
+
+
+def make_environment(reporter: Reporter) -> None:
+    """Create .venv when it is missing or its interpreter is gone."""
+    probe = [str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 11))"]
+    if PYTHON.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+        return
+    missing = subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True, check=False)
+    if missing.returncode != 0:
+        raise Failed(
+            "This Python has no venv module with pip (Debian and Ubuntu package it apart).\n"
+            + packages_hint("python3-venv", f"python3.{sys.version_info[1]}-venv")
+        )
+    reporter.start("Virtual environment .venv")
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        raise Failed(f"python -m venv failed:\n{made.stdout}{made.stderr}")
+    reporter.finish()
+
+
+def pip(reporter: Reporter, title: str, arguments: list[str], *, hashes: bool) -> None:
+    """Run `pip install` in .venv with a progress line; the whole output goes to the log."""
+    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    command += ["--require-hashes"] if hashes else []
+    run_logged(reporter, title, command + arguments, log=VENV / "install.log", cwd=ROOT)
+
+
+def install_native(reporter: Reporter, cmake_args: str, *, rebuild: bool) -> None:
+    """Compile llama-cpp-python from its source distribution, unless that release is there.
+
+    With CMAKE_ARGS pip's cache is left alone both ways: its wheels are not keyed by CMAKE_ARGS, and
+    a CPU build would silently stand in for a CUDA build.
+    """
+    pinned = native_requirement(RUNTIME_LOCK.read_text(encoding="utf-8"))
+    version = pinned.split("==")[1].split()[0]
+    present = list(VENV.glob(f"lib/python*/site-packages/llama_cpp_python-{version}.dist-info"))
+    if present and not rebuild:
+        return
+    check_compiler()
+    requirement = VENV / "llama-cpp-python.lock"
+    requirement.write_text(pinned, encoding="utf-8")
+    arguments = ["--verbose", "--no-build-isolation", "--no-deps", "--requirement", str(requirement)]
+    if cmake_args:
+        arguments += ["--no-cache-dir", "--force-reinstall"]
+        os.environ["CMAKE_ARGS"] = cmake_args
+        reporter.note(f"CMAKE_ARGS={cmake_args}")
+    elif rebuild:
+        arguments += ["--force-reinstall"]
+    pip(reporter, "llama.cpp (compiled here, some minutes)", arguments, hashes=True)
+    loads = [str(PYTHON), "-c", "import llama_cpp; llama_cpp.llama_backend_init()"]
+    run_logged(reporter, "llama.cpp loads", loads, log=VENV / "install.log", cwd=ROOT)
+
+
+def native_requirement(lock: str) -> str:
+    """The lines of `lock` that pin llama-cpp-python, with their hashes."""
+    found = re.search(rf"^{NATIVE}==.*\n(?:[ \t]+--hash=.*\n)+", lock, flags=re.MULTILINE)
+    if found is None:
+        raise Failed(f"{RUNTIME_LOCK.name} does not pin {NATIVE}: run `make lock`.")
+    return found.group(0)
+
+
+def check_compiler() -> None:
+    """Raise Failed when no C or C++ compiler is found: minutes earlier than CMake would."""
+    for variable, names in (("CC", ("cc", "gcc", "clang")), ("CXX", ("c++", "g++", "clang++"))):
+        chosen = os.environ.get(variable, "").split()
+        if not any(shutil.which(name) for name in (chosen[:1] or names)):
+            wanted = f"${variable} = {chosen[0]}" if chosen else " or ".join(names)
+            raise Failed(
+                "llama-cpp-python is compiled from source, and no C++ compiler was found "
+                f"({wanted}).\n{packages_hint('g++', 'make')}"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
