@@ -1,0 +1,223 @@
+"""`LlamaBackend`: one context, driven by step plans. Only the engine thread calls it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from server.core.errors import GenerationFailed
+from server.core.request import GenerationRequest
+from server.engine.interface import Backend, BackendLoader, ModelInfo
+from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
+from server.llama.batch import BatchBuffer
+from server.llama.logprobs import logprobs_of
+from server.llama.model import LoadedModel, free_model, load_model, read_info
+from server.llama.native import library
+from server.llama.params import LlamaParams
+from server.llama.sampling import Sampler, SamplerSource, make_sampler
+from server.llama.vocab import LlamaVocab
+
+_FLOAT_BYTES = 4
+
+
+class LlamaBackend:
+    """Decodes plans, samples their outputs, and keeps its own count of every slot's cells."""
+
+    def __init__(self, loaded: LoadedModel, params: LlamaParams) -> None:
+        """Take over `loaded`; `shutdown` frees it."""
+        self._loaded = loaded
+        self._library = loaded.library
+        self._context = loaded.context
+        self._memory = self._library.get_memory(loaded.context)
+        vocab_address = self._library.model_get_vocab(loaded.model)
+        self._vocab = LlamaVocab(self._library, vocab_address)
+        self._n_vocab = self._vocab.n_vocab
+        self._info = read_info(loaded, params, self._n_vocab)
+        self._cells = [0] * params.slots
+        self._samplers: list[Sampler | None] = [None] * params.slots
+        self._source = SamplerSource(
+            library=self._library,
+            vocab=vocab_address,
+            n_vocab=self._n_vocab,
+            n_ctx=params.n_ctx,
+            eog=self._vocab.eog,
+            suppressed=_suppressed_tokens(loaded, vocab_address, self._n_vocab),
+        )
+        self._batch = BatchBuffer(self._library.n_batch(loaded.context))
+
+    @property
+    def info(self) -> ModelInfo:
+        """Facts about the model."""
+        return self._info
+
+    @property
+    def tokenizer(self) -> LlamaVocab:
+        """Its vocabulary."""
+        return self._vocab
+
+    @property
+    def n_batch(self) -> int:
+        """Most rows of one plan."""
+        return self._batch.n_rows
+
+    def cells(self, slot: int) -> int:
+        """Cells that `slot` holds by this object's own count: positions 0 … cells-1."""
+        return self._cells[slot]
+
+    def truncate(self, slot: int, keep: int) -> None:
+        """Drop the cells of `slot` at positions ≥ `keep`.
+
+        Raises `ValueError` for a slot or count that is not there, `RuntimeError` when llama.cpp refuses.
+        """
+        # llama.cpp asserts on a sequence id out of range, and reads a negative one as "all".
+        if not 0 <= slot < len(self._cells) or not 0 <= keep <= self._cells[slot]:
+            message = f"cannot keep {keep} cells of slot {slot}"
+            raise ValueError(message)
+        if keep == self._cells[slot] and keep:
+            return
+        if not self._library.memory_seq_rm(self._memory, slot, keep, -1):
+            # Only a recurrent memory refuses, and it always takes a removal as a whole.
+            self._library.memory_seq_rm(self._memory, slot, -1, -1)
+            self._cells[slot] = 0
+            message = f"llama.cpp cannot keep {keep} cells of slot {slot}: this model's memory is all or nothing"
+            raise RuntimeError(message)
+        self._cells[slot] = keep
+
+    def open(self, slot: int, request: GenerationRequest) -> None:
+        """Make the sampler of `slot`. Raises `ValueError` for parameters that llama.cpp cannot take."""
+        self.close(slot)
+        self._samplers[slot] = make_sampler(self._source, request)
+
+    def close(self, slot: int) -> None:
+        """Free the sampler of `slot`; harmless when there is none."""
+        sampler = self._samplers[slot]
+        if sampler is not None:
+            self._samplers[slot] = None
+            sampler.free()
+
+    def decode(self, plan: StepPlan) -> StepResult:
+        """Run one decode call and sample each output row. Never raises for what one request did."""
+        if self._fault(plan.rows) is not None:
+            return StepResult(DecodeCode.INVALID)
+        outputs = self._batch.fill(plan.rows)
+        raw = self._library.decode(self._context, self._batch.native)
+        if raw == DecodeCode.OK:
+            for rows in plan.rows:
+                self._cells[rows.slot] = rows.start + len(rows.tokens)
+            return StepResult(DecodeCode.OK, [self._sample(slot, index) for slot, index in outputs])
+        code = DecodeCode(raw) if raw in (1, 2, -1) else DecodeCode.FAILED
+        if code in (DecodeCode.ABORTED, DecodeCode.FAILED):
+            return StepResult(code, cells={rows.slot: self._resync(rows) for rows in plan.rows})
+        return StepResult(code)
+
+    def shutdown(self) -> None:
+        """Free samplers, context and model, in this order; harmless when repeated."""
+        for slot in range(len(self._samplers)):
+            self.close(slot)
+        if self._context:
+            self._context = self._memory = 0
+            free_model(self._loaded)
+
+    def _fault(self, planned: list[Rows]) -> str | None:
+        """Say what llama.cpp would abort on, refuse or silently misplace in these rows; None when they are sound."""
+        cells, n_vocab, total, last = self._cells, self._n_vocab, 0, -1
+        for rows in planned:
+            slot, tokens = rows.slot, rows.tokens
+            count = len(tokens)
+            if not last < slot < len(cells):
+                return f"slot {slot} after slot {last}"
+            if count == 1:
+                sound = 0 <= tokens[0] < n_vocab
+            else:
+                sound = count > 0 and min(tokens) >= 0 and max(tokens) < n_vocab
+            if not sound:
+                return f"tokens of slot {slot} are missing or not in the vocabulary"
+            # An empty sequence would take any start position without complaint.
+            if rows.start != cells[slot]:
+                return f"slot {slot} starts at {rows.start} but holds {cells[slot]} cells"
+            if rows.output and self._samplers[slot] is None:
+                return f"slot {slot} has no sampler"
+            last = slot
+            total += count
+        return None if 0 < total <= self._batch.n_rows else f"{total} rows"
+
+    def _resync(self, rows: Rows) -> int:
+        """Count the cells that a failed call left in a planned slot.
+
+        An output that was computed but never sampled is lost: its last cell goes too, so that it can be computed again.
+        """
+        slot = rows.slot
+        held = self._library.memory_seq_pos_max(self._memory, slot) + 1
+        self._cells[slot] = held
+        if rows.output and held == rows.start + len(rows.tokens):
+            if not self._library.memory_seq_rm(self._memory, slot, held - 1, -1):
+                self._library.memory_seq_rm(self._memory, slot, -1, -1)
+            self._cells[slot] = self._library.memory_seq_pos_max(self._memory, slot) + 1
+        return self._cells[slot]
+
+    def _sample(self, slot: int, index: int) -> Sample:
+        """Draw from row `index` of the batch; whatever goes wrong is this sequence's own failure."""
+        try:
+            sampler = self._samplers[slot]
+            row = self._library.get_logits_ith(self._context, index)
+            if sampler is None or not row:
+                raise GenerationFailed("The model gave no output for this request.")
+            if math.isnan(_float_at(row)):
+                raise GenerationFailed("The model computed NaN: the file is damaged or its numbers overflow.")
+            token = self._library.sampler_sample(sampler.chain, self._context, index)
+            # With nothing left to choose from, llama.cpp returns some token without a word.
+            if token in sampler.forbidden or not math.isfinite(_float_at(row + token * _FLOAT_BYTES)):
+                raise GenerationFailed("No token was allowed here: every one is forbidden or has no finite logit.")
+            if sampler.logprobs is None:
+                return Sample(token)
+            return Sample(token, logprobs_of(_floats_at(row, self._n_vocab), token, sampler.logprobs))
+        except GenerationFailed as error:
+            return Sample(-1, error=error)
+        except Exception as error:  # noqa: BLE001 - one request's failure must not take its neighbours along
+            return Sample(-1, error=GenerationFailed(f"Sampling failed: {error}"))
+
+    def warm_up(self) -> None:
+        """Decode a few rows and forget them: pages in the weights before the first request waits for it."""
+        token = next(iter(self._vocab.eog), 0)
+        self._batch.fill([Rows(slot=0, start=0, tokens=[token] * min(8, self._batch.n_rows), output=True)])
+        self._library.decode(self._context, self._batch.native)
+        self._library.synchronize(self._context)
+        self._library.memory_clear(self._memory, True)
+
+
+def _float_at(address: int) -> float:
+    return ctypes.c_float.from_address(address).value
+
+
+def _floats_at(address: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """View `count` floats at `address`; valid until the next decode."""
+    return np.frombuffer((ctypes.c_float * count).from_address(address), dtype=np.float32)
+
+
+def _suppressed_tokens(loaded: LoadedModel, vocab: int, n_vocab: int) -> tuple[int, ...]:
+    count = ctypes.c_int32(0)
+    address = loaded.library.vocab_get_suppress_tokens(vocab, ctypes.byref(count))
+    if not address or count.value <= 0:
+        return ()
+    listed = (ctypes.c_int32 * count.value).from_address(address)
+    return tuple(token for token in listed if 0 <= token < n_vocab)
+
+
+def load_backend(params: LlamaParams) -> BackendLoader:
+    """Return a loader for the engine: it loads in the calling thread and raises `ModelFileError` or `ConfigError`."""
+
+    def load(progress: Callable[[float], None]) -> Backend:
+        loaded = load_model(library(), params, progress)
+        try:
+            backend = LlamaBackend(loaded, params)
+        except BaseException:
+            free_model(loaded)
+            raise
+        if params.warmup:
+            backend.warm_up()
+        return backend
+
+    return load

@@ -1,0 +1,201 @@
+"""Loading a GGUF into llama.cpp: model, context, and the facts about them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.core.errors import ConfigError, ModelFileError
+from server.engine.interface import ModelInfo
+from server.llama.native import (
+    PINNED_VERSION,
+    Address,
+    ContextParams,
+    Library,
+    ModelParams,
+    ProgressCallback,
+)
+from server.llama.params import KV_TYPES, ROPE_SCALINGS, LlamaParams
+
+_LOAD_NONE, _LOAD_MMAP, _LOAD_MLOCK, _LOAD_MMAP_MLOCK = 0, 1, 2, 3
+"""`llama_load_mode`."""
+_SPLIT_NONE = 0
+_FLASH = {"on": 1, "off": 0}
+_ALL_LAYERS = -1
+_LONGEST_VALUE = 256
+"""Bytes kept of a metadata value; the chat template and the token list are longer and have their own ways."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Native handles, owned by whoever holds this; `free_model` ends them."""
+
+    library: Library
+    model: Address
+    context: Address
+
+
+def load_model(library: Library, params: LlamaParams, progress: Callable[[float], None]) -> LoadedModel:
+    """Load file and context in the calling thread. `progress` takes 0 to 1; an exception in it stops the load.
+
+    Raises `ModelFileError` or `ConfigError` with llama.cpp's own last error.
+    """
+    library.log.clear()
+    model = _load_weights(library, params, progress)
+    try:
+        _refuse_non_decoders(library, model)
+        context = library.init_from_model(model, _context_params(library, params))
+        if not context:
+            raise ConfigError(
+                "llama.cpp could not make a context: "
+                + (library.log.tail(errors_only=True) or "no reason given")
+                + ". If memory ran out, lower slots, n_ctx or kv_cells, or choose kv_type q8_0."
+            )
+    except BaseException:
+        library.model_free(model)
+        raise
+    return LoadedModel(library, model, context)
+
+
+def _load_weights(library: Library, params: LlamaParams, progress: Callable[[float], None]) -> Address:
+    failure: list[BaseException] = []
+
+    def report(fraction: float, _data: object) -> bool:
+        try:
+            progress(fraction)
+        except BaseException as error:  # noqa: BLE001 - nothing may cross into C; raised again below
+            failure.append(error)
+        return not failure
+
+    callback = ProgressCallback(report)
+    native = model_params(library, params)
+    native.progress_callback = callback
+    model = library.model_load_from_file(str(params.path).encode(), native)
+    if failure:
+        if model:
+            library.model_free(model)
+        raise failure[0]
+    if not model:
+        reason = library.log.tail(2, errors_only=True) or "no reason given"
+        message = f"llama.cpp cannot load {params.path}: {reason}. Download the file again, or choose another one."
+        raise ModelFileError(message)
+    return model
+
+
+def _refuse_non_decoders(library: Library, model: Address) -> None:
+    """Raise `ModelFileError` for models that cannot continue a text."""
+    if not library.model_has_decoder(model):
+        raise ModelFileError("The model only encodes (embeddings): it cannot generate text. Choose a language model.")
+    if library.model_has_encoder(model):
+        raise ModelFileError("Encoder-decoder models such as T5 are not supported. Choose a decoder-only model.")
+
+
+def gpu_layers(library: Library, params: LlamaParams) -> int:
+    """`llama_model_params.n_gpu_layers`: 0 on a build that has no GPU; -1 is all."""
+    if params.n_gpu_layers == "all":
+        return _ALL_LAYERS
+    if params.n_gpu_layers == "auto":
+        return _ALL_LAYERS if library.supports_gpu_offload() else 0
+    return params.n_gpu_layers
+
+
+def model_params(library: Library, params: LlamaParams) -> ModelParams:
+    """Map `params` to llama.cpp's structure."""
+    native = library.model_default_params()
+    native.n_gpu_layers = gpu_layers(library, params)
+    native.main_gpu = params.main_gpu
+    # One GPU: without this, llama.cpp spreads layers over every card it finds.
+    native.split_mode = _SPLIT_NONE
+    if params.mmap:
+        native.load_mode = _LOAD_MMAP_MLOCK if params.mlock else _LOAD_MMAP
+    else:
+        native.load_mode = _LOAD_MLOCK if params.mlock else _LOAD_NONE
+    return native
+
+
+def _context_params(library: Library, params: LlamaParams) -> ContextParams:
+    native = library.context_default_params()
+    native.n_ctx = params.native_n_ctx
+    native.n_batch = params.effective_n_batch
+    native.n_ubatch = min(params.n_ubatch, params.effective_n_batch)
+    native.n_seq_max = params.slots
+    # The default reserves n_ubatch × n_vocab logits; fewer than n_seq_max abort the process.
+    native.n_outputs_max = params.slots
+    native.n_outputs_max_per_seq = 1
+    native.n_threads = native.n_threads_batch = params.thread_count
+    native.kv_unified = params.unified
+    native.swa_full = True
+    native.flash_attn_type = _FLASH.get(params.flash_attention, _FLASH["on"])
+    native.type_k = KV_TYPES[params.kv_type]
+    native.type_v = KV_TYPES[params.value_type]
+    native.rope_scaling_type = ROPE_SCALINGS[params.rope_scaling]
+    native.rope_freq_base = params.rope_freq_base
+    native.rope_freq_scale = params.rope_freq_scale
+    native.yarn_orig_ctx = params.yarn_orig_ctx
+    native.no_perf = True
+    return native
+
+
+def free_model(loaded: LoadedModel) -> None:
+    """Free context, then model, and give the heap's free pages back to the system."""
+    loaded.library.free(loaded.context)
+    loaded.library.model_free(loaded.model)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelInfo:
+    """Collect the facts about a loaded model."""
+    library, model = loaded.library, loaded.model
+    metadata = _read_metadata(library, model)
+    template = library.model_chat_template(model, None)
+    return ModelInfo(
+        path=str(params.path),
+        architecture=metadata.get("general.architecture", ""),
+        description=_text(lambda buffer, size: library.model_desc(model, buffer, size)),
+        size_bytes=library.model_size(model),
+        n_params=library.model_n_params(model),
+        n_vocab=n_vocab,
+        n_ctx_train=library.model_n_ctx_train(model),
+        chat_template=None if template is None else template.decode("utf-8", "replace"),
+        fingerprint=fingerprint(params),
+        created=int(params.path.stat().st_mtime),
+        metadata=metadata,
+        partial_removal=not (library.model_is_recurrent(model) or library.model_is_hybrid(model)),
+    )
+
+
+def _text(read: Callable[[ctypes.Array[ctypes.c_char], int], int]) -> str:
+    """Run a C function that fills a buffer like snprintf."""
+    buffer = ctypes.create_string_buffer(_LONGEST_VALUE)
+    return buffer.value.decode("utf-8", "replace") if read(buffer, _LONGEST_VALUE) >= 0 else ""
+
+
+def _read_metadata(library: Library, model: Address) -> dict[str, str]:
+    metadata = {}
+    for index in range(library.model_meta_count(model)):
+        key = _text(lambda buffer, size, i=index: library.model_meta_key_by_index(model, i, buffer, size))
+        value = _text(lambda buffer, size, i=index: library.model_meta_val_str_by_index(model, i, buffer, size))
+        metadata[key] = value
+    return metadata
+
+
+def fingerprint(params: LlamaParams) -> str:
+    """`fp_` and 10 hexadecimal digits of a hash over the llama.cpp build, the file (size, both ends) and the KV types."""
+    digest = hashlib.blake2b(digest_size=5)
+    digest.update(f"{PINNED_VERSION}/{params.kv_type}/{params.value_type}/".encode())
+    digest.update(_file_sample(params.path))
+    return f"fp_{digest.hexdigest()}"
+
+
+def _file_sample(path: Path, span: int = 1 << 20) -> bytes:
+    """Size, first and last `span` bytes of a file: tells apart what differs in header or last tensors, in no time."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(span)
+        file.seek(max(0, size - span))
+        return str(size).encode() + head + file.read(span)

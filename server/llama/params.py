@@ -1,0 +1,189 @@
+"""How to load a model, and every check that can be made before llama.cpp is asked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from server.core.errors import ConfigError
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Layout = Literal["auto", "unified", "split"]
+FlashAttention = Literal["auto", "on", "off"]
+RopeScaling = Literal["auto", "none", "linear", "yarn", "longrope"]
+
+KV_TYPES: dict[str, int] = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "q4_1": 3,
+    "q4_0": 2,
+}
+"""`ggml_type` numbers (ggml.h)."""
+
+ROPE_SCALINGS: dict[str, int] = {"auto": -1, "none": 0, "linear": 1, "yarn": 2, "longrope": 3}
+"""`llama_rope_scaling_type` numbers (llama.h)."""
+
+_UNQUANTIZED = frozenset({"f32", "f16", "bf16"})
+_MOST_SEQUENCES = 256
+"""`LLAMA_MAX_SEQ`."""
+_PADDING = 256
+"""llama.cpp rounds contexts up to a multiple of this."""
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaParams:
+    """One model and one context. Construction raises `ConfigError` for values that cannot work."""
+
+    path: Path
+    slots: int = 4
+    """Sequences that run at once."""
+    n_ctx: int = 4096
+    """Most tokens of one sequence."""
+    kv_cells: int | None = None
+    """Cells of the whole pool; None is slots × n_ctx. The split layout always has slots × n_ctx."""
+    n_gpu_layers: int | Literal["auto", "all"] = "auto"
+    """`auto`: none on a CPU build, else all."""
+    main_gpu: int = 0
+    mmap: bool = True
+    mlock: bool = False
+    rope_scaling: RopeScaling = "auto"
+    rope_freq_base: float = 0.0
+    """0 takes the model's own, as for the next."""
+    rope_freq_scale: float = 0.0
+    yarn_orig_ctx: int = 0
+    flash_attention: FlashAttention = "auto"
+    """`auto`: on. Without it saving and loading of prefixes is 500 times slower, and V cannot be quantized."""
+    kv_type: KvType = "f16"
+    kv_type_v: KvType | None = None
+    """None: as `kv_type`."""
+    layout: Layout = "auto"
+    """`auto`: unified."""
+    n_batch: int = 512
+    """Most rows of one decode call."""
+    n_ubatch: int = 512
+    """Most rows of one computed graph."""
+    threads: int | None = None
+    """None: the physical cores that this process may use."""
+    warmup: bool = True
+    """Decode once at load, so that the first request does not pay for page faults."""
+
+    def __post_init__(self) -> None:
+        """Refuse what llama.cpp would answer with an abort, a silent change or a vague failure."""
+        _require(1 <= self.slots <= _MOST_SEQUENCES, f"slots must be 1 to {_MOST_SEQUENCES}, not {self.slots}")
+        _require(8 <= self.n_ctx <= 2**24, f"n_ctx must be 8 to {2**24} tokens, not {self.n_ctx}")
+        _require(self.total_cells <= 2**28, f"kv_cells must be at most {2**28}, not {self.total_cells}")
+        _require(
+            self.total_cells >= self.n_ctx,
+            f"kv_cells ({self.kv_cells}) must hold at least one full context: raise it, or lower n_ctx ({self.n_ctx})",
+        )
+        _require(self.n_ubatch >= 1, f"n_ubatch must be at least 1, not {self.n_ubatch}")
+        _require(
+            self.n_batch >= self.slots,
+            f"n_batch ({self.n_batch}) must be at least slots ({self.slots}): every running request needs a row",
+        )
+        _require(
+            self.n_batch >= self.n_ubatch, f"n_ubatch ({self.n_ubatch}) must not be larger than n_batch ({self.n_batch})"
+        )
+        _require(self.n_batch <= 2**16, f"n_batch must be at most {2**16}, not {self.n_batch}")
+        for name, value in (("kv_type", self.kv_type), ("kv_type_v", self.kv_type_v)):
+            known = value is None or value in KV_TYPES
+            _require(known, f"{name} must be one of {', '.join(KV_TYPES)}, not {value!r}")
+        _require(
+            self.flash_attention != "off" or self.value_type in _UNQUANTIZED,
+            f"a {self.value_type} value cache needs flash attention: set flash_attention to auto or on, or kv_type to f16",
+        )
+        _require(
+            self.layout in ("auto", "unified", "split"), f"layout must be auto, unified or split, not {self.layout!r}"
+        )
+        _require(
+            self.rope_scaling in ROPE_SCALINGS, f"rope_scaling must be one of {', '.join(ROPE_SCALINGS)}"
+        )
+        _require(
+            self.rope_freq_base >= 0.0 and self.rope_freq_scale >= 0.0 and self.yarn_orig_ctx >= 0,
+            "rope_freq_base, rope_freq_scale and yarn_orig_ctx must be 0 (the model's own) or positive",
+        )
+        _require(
+            not self.unified or self.kv_cells is None or self.kv_cells >= self.slots,
+            "kv_cells must be at least slots",
+        )
+        _require(
+            self.unified or self.kv_cells in (None, self.slots * self.n_ctx),
+            "the split layout gives every slot n_ctx cells: leave kv_cells out, or take layout unified",
+        )
+        layers = self.n_gpu_layers
+        _require(
+            layers in ("auto", "all") or (isinstance(layers, int) and layers >= 0),
+            f"n_gpu_layers must be auto, all or a number of layers, not {layers!r}",
+        )
+        _require(0 <= self.main_gpu < 64, f"main_gpu must be a device number from 0, not {self.main_gpu}")
+        _require(self.threads is None or 1 <= self.threads <= 512, f"threads must be 1 to 512, not {self.threads}")
+
+    @property
+    def unified(self) -> bool:
+        """Whether all slots share one pool of cells."""
+        return self.layout != "split"
+
+    @property
+    def total_cells(self) -> int:
+        """Cells asked of llama.cpp, over all slots."""
+        if self.unified and self.kv_cells is not None:
+            return self.kv_cells
+        return self.slots * self.n_ctx
+
+    @property
+    def native_n_ctx(self) -> int:
+        """`llama_context_params.n_ctx`: split contexts are rounded up one by one, as llama.cpp would do."""
+        if self.unified:
+            return self.total_cells
+        return self.slots * -(-self.n_ctx // _PADDING) * _PADDING
+
+    @property
+    def value_type(self) -> KvType:
+        """Type of the V cache."""
+        return self.kv_type if self.kv_type_v is None else self.kv_type_v
+
+    @property
+    def effective_n_batch(self) -> int:
+        """Rows of one decode call that llama.cpp will really take: never more than the cells it rounds up to."""
+        return min(self.n_batch, -(-self.native_n_ctx // _PADDING) * _PADDING)
+
+    @property
+    def thread_count(self) -> int:
+        """Threads to compute with."""
+        return self.threads if self.threads is not None else physical_cores()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message[0].upper() + message[1:] + ".")
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on, within its container's CPU quota; at least 1.
+
+    A second thread on the same core slows llama.cpp down.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores: set[str] = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(topology.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def _quota() -> int | None:
+    """CPUs that cgroup v2 grants, rounded up; None without a limit."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else max(1, -(-int(limit) // int(period)))
+    except (OSError, ValueError):
+        return None
