@@ -1,7 +1,7 @@
 """Makes .venv and installs the pinned dependencies into it: what `make install` runs.
 
-Standard library only, and no syntax newer than Python 3.7 at import, so that an old interpreter gets
-a clear message instead of a traceback. A second run compares one stamp and returns at once.
+Standard library only, and no syntax newer than Python 3.7, so that an old interpreter gets a clear
+message instead of a traceback. A second run compares one stamp and returns at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ NATIVE = "llama-cpp-python"
 def main() -> int:
     """Bring .venv up to date with the locks; 0 when it is."""
     parser = argparse.ArgumentParser(description="Make .venv and install the pinned dependencies.")
-    parser.add_argument("--dev", action="store_true", help="also what `make check` and `make test` need")
+    parser.add_argument(
+        "--dev", action="store_true", help="also what `make check` and `make test` need"
+    )
     options = parser.parse_args()
     use_supported_python()
     with only_one_at_a_time():
@@ -57,13 +59,18 @@ def use_supported_python() -> None:
     for name in NEWER_NAMES:
         found = shutil.which(name)
         # A version manager's shim may exist for an interpreter that is not there: try it first.
-        if found and subprocess.run([found, "-c", "import ensurepip"], capture_output=True).returncode == 0:
+        if found and runs([found, "-c", "import ensurepip"]):
             os.execv(found, [found, *sys.argv])
     fail(
-        f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]} ({sys.executable}).\n"
+        f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}.\n"
         f"{packages_hint('python3', 'python3-venv')}\n"
         "Or name another interpreter: make install PYTHON=/path/to/python3.12"
     )
+
+
+def runs(command: list[str]) -> bool:
+    """Whether `command` ends with status 0; its output is dropped."""
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def fail(message: str) -> NoReturn:
@@ -138,7 +145,9 @@ def make_environment(reporter: Reporter) -> None:
     probe = [str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 11))"]
     if PYTHON.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
         return
-    missing = subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True, check=False)
+    missing = subprocess.run(
+        [sys.executable, "-c", "import ensurepip, venv"], capture_output=True, check=False
+    )
     if missing.returncode != 0:
         raise Failed(
             "This Python has no venv module with pip (Debian and Ubuntu package it apart).\n"
@@ -146,7 +155,10 @@ def make_environment(reporter: Reporter) -> None:
         )
     reporter.start("Virtual environment .venv")
     made = subprocess.run(
-        [sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "venv", "--clear", str(VENV)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if made.returncode != 0:
         raise Failed(f"python -m venv failed:\n{made.stdout}{made.stderr}")
@@ -174,7 +186,13 @@ def install_native(reporter: Reporter, cmake_args: str, *, rebuild: bool) -> Non
     check_compiler()
     requirement = VENV / "llama-cpp-python.lock"
     requirement.write_text(pinned, encoding="utf-8")
-    arguments = ["--verbose", "--no-build-isolation", "--no-deps", "--requirement", str(requirement)]
+    arguments = [
+        "--verbose",
+        "--no-build-isolation",
+        "--no-deps",
+        "--requirement",
+        str(requirement),
+    ]
     if cmake_args:
         arguments += ["--no-cache-dir", "--force-reinstall"]
         os.environ["CMAKE_ARGS"] = cmake_args

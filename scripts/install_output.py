@@ -22,40 +22,28 @@ PHASES = (
     (re.compile(r"\*\*\* Installing project"), "packing"),
     (re.compile(r"^\s*Installing collected packages"), "installing"),
 )
-ADVICE = (
-    (
-        r"No CMAKE_C(XX)?_COMPILER|compiler.* is not able to compile|cc1plus.*No such file",
-        "The C++ compiler is missing or broken.\n{compiler}",
-    ),
-    (
-        r"Killed signal terminated|virtual memory exhausted|std::bad_alloc|cc1plus: out of memory",
-        "The compiler ran out of memory. Compile one file at a time:\n"
-        "    CMAKE_BUILD_PARALLEL_LEVEL=1 make install",
-    ),
-    (
-        r"No space left on device",
-        "The disk is full: compiling needs about 2 GB where temporary files go (TMPDIR) and .venv 1 GB.",
-    ),
-    (
-        r"CUDA Toolkit not found|Could NOT find CUDA|Failed to find nvcc|CMAKE_CUDA_COMPILER",
-        "CMAKE_ARGS asks for CUDA, and the CUDA toolkit (nvcc) was not found. Install it, put nvcc on\n"
-        'PATH, or build for the CPU: CMAKE_ARGS="" make install',
-    ),
-    (
-        r"DO NOT MATCH THE HASHES",
-        "A downloaded file is not the one that was pinned. Try again; if it stays so, the package\n"
-        "index serves something else than requirements.lock names, and it must not be installed.",
-    ),
-    (
-        r"Temporary failure in name resolution|Max retries exceeded|NewConnectionError|ReadTimeout|SSLError",
-        "The package index could not be reached: check the network, the proxy and `pip config list`.",
-    ),
-    (
-        r"No matching distribution found|Could not find a version",
-        "The package index has no file that suits this Python and platform. Python 3.11 to 3.13 on\n"
-        "x86-64 or arm64 Linux, or macOS, is what the locks are tried with.",
-    ),
-)
+# Patterns in the log's tail, and what to do about them; {compiler} is filled in.
+ADVICE = {
+    r"No CMAKE_C(XX)?_COMPILER|compiler.* is not able to compile|cc1plus.*No such file": """\
+The C++ compiler is missing or broken.
+{compiler}""",
+    r"Killed signal terminated|virtual memory exhausted|out of memory|std::bad_alloc": """\
+The compiler ran out of memory. Compile one file at a time:
+    CMAKE_BUILD_PARALLEL_LEVEL=1 make install""",
+    r"No space left on device": """\
+The disk is full: compiling needs about 2 GB where temporary files go (TMPDIR), and .venv 1 GB.""",
+    r"CUDA Toolkit not found|Could NOT find CUDA|Failed to find nvcc|CMAKE_CUDA_COMPILER": """\
+CMAKE_ARGS asks for CUDA, and the CUDA toolkit (nvcc) was not found. Install it and put nvcc on
+PATH, or build for the CPU: CMAKE_ARGS= make install""",
+    r"DO NOT MATCH THE HASHES": """\
+A downloaded file is not the one that was pinned. Try again; if it stays so, the package index
+serves something else than requirements.lock names, and it must not be installed.""",
+    r"Temporary failure in name|Max retries exceeded|ConnectionError|Timeout|SSLError": """\
+The package index could not be reached: check the network, the proxy and `pip config list`.""",
+    r"No matching distribution found|Could not find a version": """\
+The package index has no file that suits this Python and platform. The locks are made for
+Python 3.11 and newer on x86-64 and arm64, Linux and macOS.""",
+}
 
 
 class Failed(Exception):
@@ -63,21 +51,21 @@ class Failed(Exception):
 
 
 def packages_hint(*debian: str) -> str:
-    """The command that installs what is missing, on the system at hand."""
+    """What to type to install what is missing, on the system at hand."""
     if shutil.which("apt-get"):
         return f"Install it with:\n    sudo apt-get install {' '.join(debian)}"
     if shutil.which("dnf"):
         return "Install it with:\n    sudo dnf install gcc-c++ make python3.12"
     if sys.platform == "darwin":
-        return "Install it with:\n    xcode-select --install    (compiler)\n    brew install python@3.12"
+        return "Install it with:\n    xcode-select --install\n    brew install python@3.12"
     return f"Install what your system calls (Debian's names): {' '.join(debian)}"
 
 
 def advice_for(log: str) -> str:
     """What to do about the failure that `log` ends in; empty when it is none that is known."""
-    for pattern, text in ADVICE:
+    for pattern, text in ADVICE.items():
         if re.search(pattern, log):
-            return text.format(compiler=packages_hint("g++", "make")) if "{" in text else text
+            return text.format(compiler=packages_hint("g++", "make"))
     return ""
 
 
@@ -174,7 +162,11 @@ def run_logged(reporter: Reporter, title: str, command: list[str], *, log: Path,
     with log.open("ab") as sink:
         sink.write(f"\n$ {' '.join(command)}\n".encode())
         process = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         try:
             _pump(process, reporter, tail, sink.fileno())
@@ -187,12 +179,15 @@ def run_logged(reporter: Reporter, title: str, command: list[str], *, log: Path,
         shown = "\n".join(f"    {line}" for line in lines[-TAIL_LINES:])
         advice = advice_for("\n".join(lines))
         raise Failed(
-            f"{title} failed (exit status {code}). The end of {log}:\n{shown}\n" + (f"\n{advice}" if advice else "")
+            f"{title} failed (exit status {code}). The end of {log}:\n{shown}\n"
+            + (f"\n{advice}" if advice else "")
         )
     reporter.finish()
 
 
-def _pump(process: subprocess.Popen[bytes], reporter: Reporter, tail: collections.deque[str], sink: int) -> None:
+def _pump(
+    process: subprocess.Popen[bytes], reporter: Reporter, tail: collections.deque[str], sink: int
+) -> None:
     """Copy the process's output to the log, the tail and the reporter until it ends."""
     if process.stdout is None:  # pragma: no cover - Popen was given a pipe
         return

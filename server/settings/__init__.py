@@ -1,0 +1,35 @@
+"""The configuration: one YAML file, `ONEGPU_*` variables and command-line flags, validated as one.
+
+Only this package reads the environment. `server.cli` loads, `server.assembly` hands the parts on;
+no lower layer imports it.
+"""
+
+from server.settings.loading import Loaded, Override, load
+from server.settings.problems import Origin, Problem, SettingsError
+from server.settings.schema import (
+    EngineSettings,
+    GatewaySettings,
+    LoggingSettings,
+    ModelSettings,
+    RopeSettings,
+    ServerSettings,
+    Settings,
+    TimeoutSettings,
+)
+
+__all__ = [
+    "EngineSettings",
+    "GatewaySettings",
+    "Loaded",
+    "LoggingSettings",
+    "ModelSettings",
+    "Origin",
+    "Override",
+    "Problem",
+    "RopeSettings",
+    "ServerSettings",
+    "Settings",
+    "SettingsError",
+    "TimeoutSettings",
+    "load",
+]

@@ -1,0 +1,87 @@
+"""Rules between settings, beyond the range of each one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.settings.schema import EngineSettings
+
+MIN_PREFILL_ROWS = 8
+"""Prompts are cut at multiples of 8 rows: so many must fit beside one row of every slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """`fields` of one section do not go together; the first is what the message speaks about."""
+
+    fields: tuple[str, ...]
+    message: str
+
+
+class Conflicts(ValueError):
+    """Raised within a pydantic validator; carries all conflicts of a section."""
+
+    def __init__(self, conflicts: Sequence[Conflict]) -> None:
+        super().__init__("; ".join(conflict.message for conflict in conflicts))
+        self.conflicts = tuple(conflicts)
+
+
+def engine_conflicts(engine: EngineSettings) -> list[Conflict]:
+    """Everything in the engine section that does not go together."""
+    return [*_cache_conflicts(engine), *_batch_conflicts(engine), *_forced(engine)]
+
+
+def _cache_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
+    cells, whole = engine.effective_kv_cells, engine.slots * engine.n_ctx
+    if cells < engine.n_ctx:
+        yield Conflict(
+            ("kv_cells", "n_ctx"),
+            f"must be at least n_ctx ({engine.n_ctx}), or no request could use its whole context; "
+            f"it is {cells}",
+        )
+    elif engine.kv_layout == "split" and cells != whole:
+        yield Conflict(
+            ("kv_cells", "kv_layout", "slots", "n_ctx"),
+            f"must equal slots × n_ctx ({engine.slots} × {engine.n_ctx} = {whole}) with kv_layout "
+            f"split; it is {cells}",
+        )
+    if engine.flash_attention == "off" and engine.effective_kv_type not in ("f16", "f32", "bf16"):
+        yield Conflict(
+            ("flash_attention", "kv_type", "deterministic"),
+            f"must be auto or on with the quantized kv_type {engine.effective_kv_type}",
+        )
+
+
+def _batch_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
+    least = engine.slots + MIN_PREFILL_ROWS
+    # One graph holds all rows of a step; deterministic graphs have one, so the call is the limit.
+    limit_name = "n_batch" if engine.deterministic else "n_ubatch"
+    limit = engine.n_batch if engine.deterministic else engine.effective_n_ubatch
+    if limit < least:
+        yield Conflict(
+            (limit_name, "slots"),
+            f"must be at least slots + {MIN_PREFILL_ROWS} ({least}), one row per running request "
+            f"and some for prompts; it is {limit}",
+        )
+    for name in ("n_ubatch", "max_prefill_rows", "max_prefill_rows_decoding"):
+        rows: int | None = getattr(engine, name)
+        # A default gives way (the `effective_…` properties); only what somebody wrote conflicts.
+        if name in engine.model_fields_set and rows is not None and rows > engine.n_batch:
+            yield Conflict(
+                (name, "n_batch"), f"must be at most n_batch ({engine.n_batch}); it is {rows}"
+            )
+
+
+def _forced(engine: EngineSettings) -> Iterator[Conflict]:
+    if not engine.deterministic:
+        return
+    for name, forced in (("kv_type", "q8_0"), ("n_ubatch", 1)):
+        value = getattr(engine, name)
+        if name in engine.model_fields_set and value != forced:
+            yield Conflict(
+                (name, "deterministic"),
+                f"must be {forced}, or be left out, when deterministic is true; it is {value}",
+            )

@@ -1,0 +1,246 @@
+"""Every setting, with its default, its range and what it means; frozen once read.
+
+Where a default depends on another setting the field is None, and an `effective_…` property has the
+value in force. onegpu.example.yaml and docs/settings.md list the same keys; a test compares them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from server.settings.machine import physical_cores
+from server.settings.quantities import Duration, FilePath, Size
+from server.settings.relations import Conflicts, engine_conflicts
+
+KvType = Literal["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f32", "bf16"]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+def _gpu_layers(value: object) -> object:
+    if value in ("auto", "all"):
+        return value
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("must be auto, all or a number of layers, 0 or more")
+    return value
+
+
+def _number(value: object) -> object:
+    """Let a whole number stand for a float, which strict mode refuses."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+GpuLayers = Annotated[int | Literal["auto", "all"], BeforeValidator(_gpu_layers)]
+Factor = Annotated[PositiveFloat, BeforeValidator(_number)]
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no coercion, no later change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class RopeSettings(Section):
+    """How positions beyond the trained context are handled; null keeps what the GGUF says."""
+
+    type: Literal["none", "linear", "yarn"] | None = Field(
+        None, description="scaling method: none, linear or yarn"
+    )
+    freq_base: Factor | None = Field(None, description="RoPE base frequency")
+    freq_scale: Factor | None = Field(
+        None, description="RoPE frequency factor, 0.25 for 4× context"
+    )
+    orig_ctx: PositiveInt | None = Field(None, description="context in tokens trained, for yarn")
+    ext_factor: Factor | None = Field(None, description="yarn extrapolation mix")
+    attn_factor: Factor | None = Field(None, description="yarn attention magnitude factor")
+    beta_fast: Factor | None = Field(None, description="yarn low correction dimension")
+    beta_slow: Factor | None = Field(None, description="yarn high correction dimension")
+
+
+class ModelSettings(Section):
+    """Which weights to load, and where they live."""
+
+    path: FilePath = Field(Path("models/demo.gguf"), description="the GGUF file to serve")
+    name: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="the id that clients ask for; null takes the file's name without .gguf"
+    )
+    n_gpu_layers: GpuLayers = Field(
+        "auto", description="layers on the GPU: a number, all, or auto for as many as fit"
+    )
+    main_gpu: Annotated[int, Field(ge=0)] = Field(0, description="index of the GPU to use")
+    mmap: bool = Field(default=True, description="map the file instead of reading it into memory")
+    mlock: bool = Field(default=False, description="lock the weights into RAM; never swap them out")
+    chat_template: FilePath | None = Field(
+        None, description="a Jinja file to use instead of the GGUF's own chat template"
+    )
+    rope_scaling: RopeSettings = Field(
+        default_factory=RopeSettings, description="context extension; all null keeps the GGUF's"
+    )
+
+
+class EngineSettings(Section):
+    """The slot pool, the KV cache and the batches."""
+
+    slots: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="requests that run at once; the others wait in line"
+    )
+    n_ctx: Annotated[int, Field(ge=16)] = Field(
+        4096, description="most tokens, prompt and output together, that one request may use"
+    )
+    kv_cells: PositiveInt | None = Field(
+        None, description="size of the KV cache in tokens, shared by the slots; null: slots × n_ctx"
+    )
+    kv_type: KvType = Field(
+        "f16", description="KV cache precision; q8_0 takes 53 % of f16's memory"
+    )
+    kv_layout: Literal["auto", "unified", "split"] = Field(
+        "auto", description="one KV buffer for all slots (unified) or one each (split)"
+    )
+    flash_attention: Literal["auto", "on", "off"] = Field(
+        "auto", description="flash attention; a quantized kv_type needs it"
+    )
+    threads: Annotated[int, Field(ge=1, le=512)] | None = Field(
+        None, description="CPU threads while generating; null: the physical cores"
+    )
+    threads_batch: Annotated[int, Field(ge=1, le=512)] | None = Field(
+        None, description="CPU threads while reading prompts; null: same as threads"
+    )
+    n_batch: Annotated[int, Field(ge=32)] = Field(
+        2048, description="most tokens in one decode call"
+    )
+    n_ubatch: PositiveInt = Field(512, description="most tokens in one compute graph")
+    max_prefill_rows: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="prompt tokens per step while nothing generates; null: n_ubatch"
+    )
+    max_prefill_rows_decoding: Annotated[int, Field(ge=8)] = Field(
+        128, description="prompt tokens per step while streams generate; less: smoother streams"
+    )
+    default_max_tokens: PositiveInt = Field(
+        2048, description="output limit in tokens of a request that names none"
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="same text whatever runs beside it: kv_type q8_0, n_ubatch 1; prefill slows 3×",
+    )
+    stall_after: Annotated[Duration, Field(gt=0)] = Field(
+        60.0, description="/health/live fails when work waits and no step ended for so long"
+    )
+    warmup: bool = Field(default=True, description="run one full batch before the first request")
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        conflicts = engine_conflicts(self)
+        if conflicts:
+            raise Conflicts(conflicts)
+        return self
+
+    @property
+    def effective_kv_cells(self) -> int:
+        """Cells of the pool."""
+        return self.kv_cells if self.kv_cells is not None else self.slots * self.n_ctx
+
+    @property
+    def effective_kv_type(self) -> KvType:
+        """KV precision; deterministic mode forces q8_0."""
+        return "q8_0" if self.deterministic else self.kv_type
+
+    @property
+    def effective_n_ubatch(self) -> int:
+        """Rows of one graph, at most n_batch; deterministic mode forces 1."""
+        return 1 if self.deterministic else min(self.n_ubatch, self.n_batch)
+
+    @property
+    def effective_max_prefill_rows(self) -> int:
+        """Prefill rows per step while nothing decodes."""
+        if self.max_prefill_rows is not None:
+            return self.max_prefill_rows
+        return min(self.n_ubatch, self.n_batch) if self.n_ubatch > 1 else self.n_batch
+
+    @property
+    def effective_max_prefill_rows_decoding(self) -> int:
+        """Prefill rows per step while streams decode, at most n_batch."""
+        return min(self.max_prefill_rows_decoding, self.n_batch)
+
+    @property
+    def effective_threads(self) -> int:
+        """Threads while decoding."""
+        return self.threads if self.threads is not None else physical_cores()
+
+    @property
+    def effective_threads_batch(self) -> int:
+        """Threads while prefilling."""
+        return self.threads_batch if self.threads_batch is not None else self.effective_threads
+
+
+class TimeoutSettings(Section):
+    """How long a request may wait for what."""
+
+    connect: Annotated[Duration, Field(gt=0)] = Field(
+        120.0, description="longest wait in line for a slot; then 503"
+    )
+    read: Annotated[Duration, Field(gt=0)] = Field(
+        300.0, description="longest silence of the engine within a request; then 504"
+    )
+
+
+class GatewaySettings(Section):
+    """Who is let in, and who waits."""
+
+    max_queue: Annotated[int, Field(ge=0)] = Field(
+        64, description="requests that may wait for a slot; further ones get 503"
+    )
+    stream_hold: Duration = Field(
+        5.0, description="how long a queued stream withholds its status before it opens"
+    )
+    timeout: TimeoutSettings = Field(
+        default_factory=TimeoutSettings, description="limits of waiting"
+    )
+    strict: bool = Field(
+        default=False, description="answer 400 to request fields that are unknown, not ignore them"
+    )
+
+
+class ServerSettings(Section):
+    """The HTTP side."""
+
+    host: Annotated[str, Field(min_length=1)] = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 is every interface"
+    )
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        8000, description="port to listen on; 0 takes a free one"
+    )
+    max_request_size: Annotated[Size, Field(ge=1)] = Field(
+        10_000_000, description="largest request body; a larger one gets 413"
+    )
+    shutdown_grace: Duration = Field(
+        30.0, description="how long running requests may go on after SIGTERM"
+    )
+    access_log: bool = Field(default=True, description="log a line per request")
+
+
+class LoggingSettings(Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severity that is logged"
+    )
+    format: Literal["text", "json"] = Field(
+        "text", description="text for people, json for log collectors"
+    )
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    model: ModelSettings = Field(default_factory=ModelSettings, description="the weights")
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="slots and KV cache")
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings, description="admission")
+    server: ServerSettings = Field(default_factory=ServerSettings, description="HTTP")
+    logging: LoggingSettings = Field(default_factory=LoggingSettings, description="logs")
