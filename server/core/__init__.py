@@ -1,0 +1,1 @@
+"""What every layer may use: errors, requests, events and the clock. Standard library only."""

@@ -1,0 +1,159 @@
+"""Every error this server tells somebody about.
+
+No HTTP here: `server.api.errors` maps codes to statuses.
+
+OnegpuError
+├── ConfigError                 the configuration or the command line is wrong
+├── ModelFileError              the GGUF cannot be used
+├── RequestError                the caller can mend it
+│   ├── InvalidRequest          a field is wrong (`param` names it)
+│   ├── ContextLengthExceeded   prompt + output do not fit `n_ctx`
+│   ├── ModelNotFound
+│   ├── RequestTooLarge         the body is over the limit
+│   └── ClientStalled           the client stopped sending or reading
+├── Unavailable                 the server's state; `retry_after` says when to come back
+│   ├── QueueFull, QueueTimeout
+│   ├── ModelLoading, Draining
+│   └── EngineDead              the engine stopped for good
+├── EngineTimeout               the engine was silent for too long
+└── GenerationFailed            this one request's own work failed (sampler, grammar, decode)
+"""
+
+from __future__ import annotations
+
+
+class OnegpuError(Exception):
+    """Base of all errors with a message for people and a stable `code` for programs."""
+
+    code: str = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        """Keep `message` for people; `param` names the request field at fault, if one is."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class ConfigError(OnegpuError):
+    """The configuration, an environment variable or a command-line flag is wrong."""
+
+    code = "invalid_config"
+
+
+class ModelFileError(OnegpuError):
+    """A file cannot be served: missing, truncated, corrupt, or not a language model."""
+
+    code = "invalid_model_file"
+
+
+class RequestError(OnegpuError):
+    """The caller can mend it."""
+
+    code = "invalid_request"
+
+
+class InvalidRequest(RequestError):
+    """A field has a wrong type or value."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        """`code` refines `invalid_request` where clients look for a special one."""
+        super().__init__(message, param=param)
+        if code is not None:
+            self.code = code
+
+
+class ContextLengthExceeded(RequestError):
+    """The prompt, or the prompt and the output asked for, do not fit the context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(
+        self, *, prompt_tokens: int, max_tokens: int | None, n_ctx: int, param: str = "messages"
+    ) -> None:
+        """Token counts as measured; `max_tokens` is None where the caller did not set it."""
+        asked = f"{prompt_tokens} tokens in the prompt"
+        if max_tokens is not None:
+            asked = (
+                f"{prompt_tokens + max_tokens} tokens "
+                f"({prompt_tokens} in the prompt, {max_tokens} for the output)"
+            )
+        super().__init__(
+            f"This model's maximum context length is {n_ctx} tokens. "
+            f"However, you requested {asked}. "
+            "Shorten the prompt, lower max_tokens, or start the server with a larger n_ctx.",
+            param=param,
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.n_ctx = n_ctx
+
+
+class ModelNotFound(RequestError):
+    """No served model has this name."""
+
+    code = "model_not_found"
+
+
+class RequestTooLarge(RequestError):
+    """The body is over `server.max_request_size`."""
+
+    code = "request_too_large"
+
+
+class ClientStalled(RequestError):
+    """The client stopped sending its body or reading its answer."""
+
+    code = "client_stalled"
+
+
+class Unavailable(OnegpuError):
+    """The server cannot take the request now."""
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        """`retry_after`: seconds after which a retry has a chance, None where none has."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(Unavailable):
+    """The waiting line is at its bound."""
+
+    code = "queue_full"
+
+
+class QueueTimeout(Unavailable):
+    """The request waited for a slot for longer than it may."""
+
+    code = "queue_timeout"
+
+
+class ModelLoading(Unavailable):
+    """The model is not loaded yet."""
+
+    code = "model_loading"
+
+
+class Draining(Unavailable):
+    """The server is shutting down and admits nothing new."""
+
+    code = "draining"
+
+
+class EngineDead(Unavailable):
+    """The engine stopped; only a restart of the process helps."""
+
+    code = "engine_dead"
+
+
+class EngineTimeout(OnegpuError):
+    """The engine gave nothing for longer than `gateway.timeout.read`."""
+
+    code = "engine_timeout"
+
+
+class GenerationFailed(OnegpuError):
+    """This request's own work failed; its neighbours go on."""
+
+    code = "generation_failed"

@@ -1,0 +1,218 @@
+"""The three seams of the engine: `Backend` below it, `Tokenizer` beside it, `Engine` above it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from server.core.events import Event
+from server.core.request import GenerationRequest
+from server.engine.plan import StepPlan, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Facts about a loaded model and its context."""
+
+    path: str
+    architecture: str
+    description: str
+    size_bytes: int
+    """Bytes of all tensors."""
+    n_params: int
+    n_vocab: int
+    n_ctx_train: int
+    """Context length that the model was trained for."""
+    chat_template: str | None
+    """Jinja source from the GGUF."""
+    fingerprint: str
+    """Short hash of build, file and KV type, for `system_fingerprint`."""
+    created: int
+    """Modification time of the file, Unix seconds."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    partial_removal: bool = True
+    """False for recurrent and hybrid memories, whose sequences can only be removed whole."""
+
+
+class Tokenizer(Protocol):
+    """The model's vocabulary. Every method is safe from any thread."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of token ids; valid ids are 0 … n_vocab-1."""
+        ...
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """Token id → its UTF-8 bytes in an answer; control tokens are empty."""
+        ...
+
+    @property
+    def eog(self) -> frozenset[int]:
+        """Tokens that end a generation."""
+        ...
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Text → id of tokens that never stand for text, such as `<|im_start|>`."""
+        ...
+
+    @property
+    def marker_tokens(self) -> Mapping[str, int]:
+        """Text → id of user-defined tokens that do stand for text, such as `<think>`."""
+        ...
+
+    @property
+    def bos_text(self) -> str:
+        """Text of the begin-of-sequence token, empty if there is none."""
+        ...
+
+    @property
+    def eos_text(self) -> str:
+        """Text of the end-of-sequence token, empty if there is none."""
+        ...
+
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Token ids of `text`.
+
+        `add_special` adds BOS and EOS as the model wants; `parse_special` reads control tokens.
+        """
+        ...
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        """Bytes of `tokens`, with `special` control tokens too. `InvalidRequest`: out of range."""
+        ...
+
+
+class Backend(Protocol):
+    """One llama context with its KV cache and samplers; only the engine thread calls it."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Facts about the model."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its vocabulary."""
+        ...
+
+    def truncate(self, slot: int, keep: int) -> None:
+        """Drop cells of `slot` at positions ≥ `keep`, which is 0 unless `info.partial_removal`."""
+        ...
+
+    def open(self, slot: int, request: GenerationRequest) -> None:
+        """Make the sampler of `slot`. Any exception fails this request alone."""
+        ...
+
+    def close(self, slot: int) -> None:
+        """Free the sampler of `slot`; harmless when there is none."""
+        ...
+
+    def decode(self, plan: StepPlan) -> StepResult:
+        """Run one decode call and sample. What one request did wrong is in its `Sample.error`."""
+        ...
+
+    def shutdown(self) -> None:
+        """Free everything."""
+        ...
+
+
+BackendLoader = Callable[[Callable[[float], None]], Backend]
+"""Loads a model in the calling thread; its argument takes progress 0 … 1. `ModelFileError`."""
+
+
+class EngineState(StrEnum):
+    """Where the engine stands; it only moves down this list."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DEAD = "dead"
+    """Loading failed or the loop raised; `EngineStatus.error` has the cause."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """One slot as the outside sees it."""
+
+    index: int
+    running: bool
+    request_id: str | None
+    n_ctx: int
+    prompt_tokens: int
+    computed_tokens: int
+    """Tokens in the KV cache, of a running request or of a kept prefix."""
+    cached_tokens: int
+    """Of the prompt, those that were not computed again."""
+    generated_tokens: int
+    reserved_cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """A snapshot; counters only grow."""
+
+    state: EngineState
+    load_progress: float
+    error: str | None
+    slots: int
+    n_ctx: int
+    kv_cells: int
+    running: int
+    waiting: int
+    reserved_cells: int
+    idle_cells: int
+    """Cells that hold finished prefixes."""
+    has_work: bool
+    counters: Mapping[str, int]
+    step_seconds: float
+    """Time spent in decode calls."""
+    last_step: float
+    """Monotonic time at which the last step ended."""
+
+
+class TokenStreamLike(Protocol):
+    """The events of one generation, on the event loop."""
+
+    @property
+    def request_id(self) -> str:
+        """The id it was submitted with."""
+        ...
+
+    async def next_events(self) -> list[Event]:
+        """Wait for an event and take all that are there. Empty once the terminal one was taken."""
+        ...
+
+    def abort(self) -> None:
+        """Give up: frees the slot within one step. Idempotent; a no-op after the terminal event."""
+        ...
+
+
+class Engine(Protocol):
+    """What the gateway sees. Called on the event loop."""
+
+    @property
+    def model(self) -> tuple[ModelInfo, Tokenizer]:
+        """Facts and vocabulary. Raises `ModelLoading` or `EngineDead` when there is none."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> TokenStreamLike:
+        """Put a request at the end of the line. `ModelLoading`, `Draining` or `EngineDead`."""
+        ...
+
+    def queue_position(self, request_id: str) -> int | None:
+        """1 for the next to start, None once it has a slot."""
+        ...
+
+    def status(self) -> EngineStatus:
+        """A snapshot."""
+        ...
+
+    def slot_views(self) -> list[SlotView]:
+        """One entry per slot."""
+        ...

@@ -1,0 +1,182 @@
+"""The one inference thread: it alone loads the context, decodes, samples and edits the KV cache."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from server.core.clock import Clock
+from server.core.errors import EngineDead, GenerationFailed, OnegpuError
+from server.core.events import Event
+from server.core.request import GenerationRequest
+from server.engine.interface import Backend, BackendLoader, EngineState
+from server.engine.plan import Admission
+from server.engine.scheduler import Scheduler, SchedulerLimits
+
+log = logging.getLogger(__name__)
+
+Publish = Callable[[list[tuple[str, Event]]], None]
+"""Takes the events of one step; called on the engine thread, must not block."""
+
+
+class EngineLoop:
+    """Drains the inbox, steps scheduler and backend, publishes. Tests call `step` without a thread.
+
+    Other threads call `submit`, `abort` and `stop`, and read attributes; a single attribute is
+    always consistent, two of them may be one step apart.
+    """
+
+    def __init__(
+        self,
+        load: BackendLoader,
+        limits: SchedulerLimits,
+        clock: Clock,
+        publish: Publish,
+        notify: Callable[[EngineState], None],
+    ) -> None:
+        """`notify` is called on the engine thread with READY, and at the very end."""
+        self.limits = limits
+        self.state = EngineState.LOADING
+        self.load_progress = 0.0
+        self.load_started = clock.monotonic()
+        self.error: OnegpuError | None = None
+        self.backend: Backend | None = None
+        self.scheduler: Scheduler | None = None
+        self.step_seconds = 0.0
+        self.last_progress = clock.monotonic()
+        """When a step last ended, or work came to an idle loop."""
+        self._load = load
+        self._clock = clock
+        self._publish = publish
+        self._notify = notify
+        self._inbox: deque[GenerationRequest | str] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request runs, waits or is on its way in."""
+        return bool(self._inbox) or (self.scheduler is not None and self.scheduler.has_work)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Any thread: hand in a request. Its outcome comes through `publish`."""
+        self._post(request)
+
+    def abort(self, request_id: str) -> None:
+        """Any thread: end a request within one step."""
+        self._post(request_id)
+
+    def stop(self) -> None:
+        """Any thread: end after the current step. What still runs gets no further event."""
+        self._stopping = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """Load, then step until stopped. The body of the engine thread; never raises."""
+        try:
+            self.load()
+            self._notify(self.state)
+            while not self._stopping:
+                if not self.step():
+                    self._wait()
+        except OnegpuError as error:
+            self._die(error)
+        except Exception as error:
+            log.exception("The engine loop failed")
+            self._die(
+                EngineDead(
+                    f"The engine stopped: {type(error).__name__}: {error}. Restart the server."
+                )
+            )
+        finally:
+            self._shutdown()
+
+    def load(self) -> None:
+        """Load the model in this thread. Raises `ModelFileError`."""
+        self.backend = self._load(self._progress)
+        self.scheduler = Scheduler(
+            self.limits, self.backend.tokenizer, partial_removal=self.backend.info.partial_removal
+        )
+        self.load_progress = 1.0
+        self.state = EngineState.READY
+
+    def step(self) -> bool:
+        """Do one step; False when there was nothing to do."""
+        scheduler, backend = self.scheduler, self.backend
+        if scheduler is None or backend is None:
+            message = "step() before load()"
+            raise RuntimeError(message)
+        self._drain(scheduler)
+        self._admit(scheduler, backend)
+        plan = scheduler.plan()
+        if plan is not None:
+            before = self._clock.monotonic()
+            result = backend.decode(plan)
+            now = self._clock.monotonic()
+            self.step_seconds += now - before
+            scheduler.apply(plan, result, now)
+            self.last_progress = now
+        for slot in scheduler.take_closed():
+            backend.close(slot)
+        events = scheduler.take_events()
+        if events:
+            self._publish(events)
+        return plan is not None or bool(events)
+
+    def _admit(self, scheduler: Scheduler, backend: Backend) -> None:
+        """Edit memory as the scheduler says. A sampler that cannot be made ends one request."""
+        for edit in scheduler.admit(self._clock.monotonic()):
+            backend.truncate(edit.slot, edit.keep)
+            if not isinstance(edit, Admission):
+                continue
+            try:
+                backend.open(edit.slot, edit.request)
+            except OnegpuError as error:
+                scheduler.fail(edit.request.request_id, error)
+            except Exception as error:
+                log.exception("No sampler for %s", edit.request.request_id)
+                scheduler.fail(
+                    edit.request.request_id,
+                    GenerationFailed(f"The sampler could not be made: {error}"),
+                )
+
+    def _drain(self, scheduler: Scheduler) -> None:
+        now = self._clock.monotonic()
+        inbox = self._inbox
+        while inbox:
+            item = inbox.popleft()
+            if isinstance(item, str):
+                scheduler.abort(item, now)
+            else:
+                scheduler.add(item, now)
+
+    def _post(self, item: GenerationRequest | str) -> None:
+        if not self.has_work:
+            self.last_progress = self._clock.monotonic()
+        self._inbox.append(item)
+        self._wake.set()
+
+    def _wait(self) -> None:
+        """Sleep until something comes in. Clearing before waiting would lose a wake-up."""
+        self._wake.wait()
+        self._wake.clear()
+
+    def _progress(self, fraction: float) -> None:
+        self.load_progress = fraction
+
+    def _die(self, error: OnegpuError) -> None:
+        self.error = error
+        self.state = EngineState.DEAD
+
+    def _shutdown(self) -> None:
+        if self.state is not EngineState.DEAD:
+            self.state = EngineState.STOPPED
+        try:
+            if self.backend is not None:
+                self.backend.shutdown()
+        except Exception:
+            log.exception("The backend did not shut down cleanly")
+        finally:
+            self._notify(self.state)

@@ -1,0 +1,354 @@
+"""Who gets a slot, what the next decode call computes, and what its outcome means.
+
+Deterministic: no clock of its own, no I/O, no thread. One step is
+`admit(now)` → `plan()` → (the backend decodes) → `apply(plan, result, now)` → `take_events()`;
+`add`, `abort` and `fail` come between steps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+
+from server.core.errors import GenerationFailed, OnegpuError, QueueTimeout
+from server.core.events import Delta, Event, Failed, Finished, FinishReason, Started
+from server.core.request import GenerationRequest
+from server.engine.detokenizer import Detokenizer
+from server.engine.interface import Tokenizer
+from server.engine.plan import Admission, DecodeCode, Rows, Sample, StepPlan, StepResult, Truncation
+from server.engine.prefix_index import MIN_PREFILL_ROWS, chunk_rows
+from server.engine.sequence import Sequence, SequenceStatus
+from server.engine.slots import SlotPool
+
+NO_CELLS_RETRIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Sizes that admission and planning keep to."""
+
+    slots: int = 4
+    n_ctx: int = 4096
+    """Most tokens, prompt and output, of one sequence."""
+    kv_cells: int = 16384
+    max_rows: int = 512
+    """Rows of one decode call."""
+    prefill_rows: int = 512
+    """Most prefill rows of a step while nothing decodes."""
+    prefill_rows_decoding: int = 128
+    """Most prefill rows of a step while a stream waits for its next token."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for sizes with which prefill could starve or nothing could run."""
+        if self.max_rows < self.slots + MIN_PREFILL_ROWS:
+            message = f"max_rows must be at least slots + {MIN_PREFILL_ROWS}"
+            raise ValueError(message)
+        if min(self.prefill_rows, self.prefill_rows_decoding) < MIN_PREFILL_ROWS:
+            message = f"prefill_rows and prefill_rows_decoding must be at least {MIN_PREFILL_ROWS}"
+            raise ValueError(message)
+        if min(self.slots, self.n_ctx) < 1 or self.kv_cells < self.n_ctx:
+            message = "slots and n_ctx must be positive and kv_cells at least n_ctx"
+            raise ValueError(message)
+
+    def require(self, request: GenerationRequest) -> None:
+        """Raise `ValueError` for what could never run: the caller checks lengths first."""
+        tokens = len(request.prompt) + request.max_tokens
+        if not request.prompt or request.max_tokens < 1 or tokens > self.n_ctx:
+            message = (
+                f"{request.request_id}: a prompt of {len(request.prompt)} and {request.max_tokens} "
+                f"more tokens cannot run with n_ctx {self.n_ctx}"
+            )
+            raise ValueError(message)
+
+
+class EngineFailure(RuntimeError):
+    """Decode calls keep failing: the context cannot be trusted any more."""
+
+
+class Scheduler:
+    """The engine's policy: first come, first served into slots; decode rows first, then prefill."""
+
+    def __init__(
+        self, limits: SchedulerLimits, tokenizer: Tokenizer, *, partial_removal: bool = True
+    ) -> None:
+        """`partial_removal`: whether the KV memory can drop the end of a sequence."""
+        self.limits = limits
+        self.pool = SlotPool(
+            slots=limits.slots, kv_cells=limits.kv_cells, partial_removal=partial_removal
+        )
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        """Sorted by slot: llama.cpp's split KV layout is slower on unsorted rows."""
+        self.counters: Counter[str] = Counter()
+        self._tokenizer = tokenizer
+        self._pieces = tokenizer.pieces
+        self._eog = tokenizer.eog
+        self._partial_removal = partial_removal
+        self._by_id: dict[str, Sequence] = {}
+        self._events: list[tuple[str, Event]] = []
+        self._closed: list[int] = []
+        self._edits: list[Truncation] = []
+        self._next_deadline = float("inf")
+        self._admitted = 0
+        self._no_cells = 0
+        self._failures = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence runs or waits."""
+        return bool(self.running or self.waiting)
+
+    # Between steps
+
+    def add(self, request: GenerationRequest, now: float) -> None:
+        """Put a request at the end of the line. `ValueError`: it could never run, or is here."""
+        self.limits.require(request)
+        if request.request_id in self._by_id:
+            message = f"{request.request_id} is already known"
+            raise ValueError(message)
+        sequence = Sequence(request, Detokenizer(self._pieces, request.stop), now)
+        self._by_id[request.request_id] = sequence
+        self.waiting.append(sequence)
+        if request.deadline is not None:
+            self._next_deadline = min(self._next_deadline, request.deadline)
+
+    def abort(self, request_id: str, now: float) -> None:
+        """End a request because nobody wants it; a no-op when it is not here any more."""
+        sequence = self._by_id.get(request_id)
+        if sequence is not None:
+            self.counters["aborted"] += 1
+            self._finish(
+                sequence, SequenceStatus.ABORTED, self._ending(sequence, FinishReason.ABORTED, now)
+            )
+
+    def fail(self, request_id: str, error: OnegpuError) -> None:
+        """End a request by its own error."""
+        sequence = self._by_id.get(request_id)
+        if sequence is not None:
+            self.counters["failed"] += 1
+            self._finish(sequence, SequenceStatus.FAILED, Failed(error, sequence.usage()))
+
+    def take_events(self) -> list[tuple[str, Event]]:
+        """Hand over the events since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def take_closed(self) -> list[int]:
+        """Hand over the slots whose samplers may go."""
+        closed, self._closed = self._closed, []
+        return closed
+
+    # A step
+
+    def admit(self, now: float) -> list[Truncation | Admission]:
+        """Expire what waited too long, give slots to the head of the line; return memory edits."""
+        if now >= self._next_deadline:
+            self._expire(now)
+        edits: list[Truncation | Admission] = list(self._edits)
+        self._edits.clear()
+        while self.waiting and (found := self.pool.acquire(self.waiting[0])) is not None:
+            slot, keep, evictions = found
+            sequence = self.waiting.popleft()
+            sequence.slot, sequence.computed, sequence.cached = slot.index, keep, keep
+            sequence.status, sequence.started_at = SequenceStatus.RUNNING, now
+            self._admitted += 1
+            sequence.turn = self._admitted
+            self.running.append(sequence)
+            self.running.sort(key=attrgetter("slot"))
+            edits += evictions
+            edits.append(Admission(slot.index, keep, sequence.request))
+            self.counters["prompt_tokens"] += sequence.prompt_length
+            self.counters["cached_tokens"] += keep
+            self.counters["evictions"] += len(evictions)
+            self._emit(sequence, Started(slot.index, sequence.prompt_length, keep))
+        return edits
+
+    def plan(self) -> StepPlan | None:
+        """Plan one row per decoding sequence, then prefill from what is left. None: no work."""
+        if not self.running:
+            return None
+        rows: list[Rows] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.decoding:
+                rows.append(
+                    Rows(sequence.slot, sequence.computed, sequence.tokens[-1:], output=True)
+                )
+            else:
+                prefilling.append(sequence)
+        decode_rows = len(rows)
+        if prefilling:
+            rows += self._prefill(prefilling, decode_rows)
+            rows.sort(key=attrgetter("slot"))
+        return StepPlan(rows, decode_rows, sum(len(row.tokens) for row in rows) - decode_rows)
+
+    def apply(self, plan: StepPlan, result: StepResult, now: float) -> None:
+        """Take a decode call's outcome. Raises `EngineFailure` when calls keep failing."""
+        self.counters["steps"] += 1
+        if result.code is not DecodeCode.OK:
+            self._recover(plan, result)
+            return
+        self._no_cells = self._failures = 0
+        self.counters["decode_rows"] += plan.decode_rows
+        self.counters["prefill_rows"] += plan.prefill_rows
+        slots = self.pool.slots
+        samples = iter(result.samples)
+        for row in plan.rows:
+            sequence = slots[row.slot].sequence
+            if sequence is None:
+                message = f"the plan names idle slot {row.slot}"
+                raise EngineFailure(message)
+            sequence.computed += len(row.tokens)
+            if row.output:
+                self._accept(sequence, next(samples), now)
+
+    # Details
+
+    def _prefill(self, prefilling: list[Sequence], decode_rows: int) -> Iterator[Rows]:
+        limits = self.limits
+        budget = min(
+            limits.max_rows - decode_rows,
+            limits.prefill_rows_decoding if decode_rows else limits.prefill_rows,
+        )
+        budget = max(budget >> self._no_cells, MIN_PREFILL_ROWS)
+        for sequence in sorted(prefilling, key=attrgetter("turn")):
+            count = chunk_rows(sequence.computed, len(sequence.tokens), budget)
+            if count == 0:
+                break
+            budget -= count
+            end = sequence.computed + count
+            yield Rows(
+                sequence.slot,
+                sequence.computed,
+                sequence.tokens[sequence.computed : end],
+                output=end == len(sequence.tokens),
+            )
+
+    def _accept(self, sequence: Sequence, sample: Sample, now: float) -> None:
+        """Take one sampled token. What goes wrong here is this request's own."""
+        if sample.error is not None:
+            self.fail(sequence.request.request_id, sample.error)
+            return
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
+        token, request = sample.token, sequence.request
+        self.counters["generated_tokens"] += 1
+        if token in self._eog and not request.ignore_eos:
+            self._complete(
+                sequence, Delta(sequence.detokenizer.flush(), ()), FinishReason.STOP, now
+            )
+            return
+        sequence.tokens.append(token)
+        try:
+            text = sequence.detokenizer.push(token)
+        except Exception as error:  # noqa: BLE001 - the neighbours go on
+            self.fail(
+                request.request_id,
+                GenerationFailed(f"Token {token} could not be turned into text: {error}"),
+            )
+            return
+        delta = Delta(text, (token,), (sample.logprobs,) if sample.logprobs is not None else ())
+        if sequence.detokenizer.match is not None:
+            self._complete(sequence, delta, FinishReason.STOP, now)
+        elif len(sequence.tokens) - sequence.prompt_length >= request.max_tokens:
+            tail = sequence.detokenizer.flush()
+            stopped = sequence.detokenizer.match is not None
+            delta = Delta(text + tail, delta.token_ids, delta.logprobs)
+            self._complete(
+                sequence, delta, FinishReason.STOP if stopped else FinishReason.LENGTH, now
+            )
+        else:
+            self._events.append((request.request_id, delta))
+
+    def _complete(self, sequence: Sequence, last: Delta, reason: FinishReason, now: float) -> None:
+        if last.text or last.token_ids:
+            self._emit(sequence, last)
+        self.counters[f"finished_{reason}"] += 1
+        self._finish(sequence, SequenceStatus.FINISHED, self._ending(sequence, reason, now))
+
+    def _ending(self, sequence: Sequence, reason: FinishReason, now: float) -> Finished:
+        return Finished(reason, sequence.usage(), sequence.timings(now), sequence.detokenizer.match)
+
+    def _finish(self, sequence: Sequence, status: SequenceStatus, event: Event) -> None:
+        """The one place where a sequence ends: slot and cells back, one terminal event out."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self.running.remove(sequence)
+            self.pool.release(self.pool.slots[sequence.slot])
+            self._closed.append(sequence.slot)
+        else:
+            self.waiting.remove(sequence)
+        sequence.status = status
+        del self._by_id[sequence.request.request_id]
+        self._emit(sequence, event)
+
+    def _emit(self, sequence: Sequence, event: Event) -> None:
+        self._events.append((sequence.request.request_id, event))
+
+    def _expire(self, now: float) -> None:
+        deadlines = []
+        for sequence in list(self.waiting):
+            deadline = sequence.request.deadline
+            if deadline is None:
+                continue
+            if deadline > now:
+                deadlines.append(deadline)
+                continue
+            waited = now - sequence.submitted_at
+            self.fail(
+                sequence.request.request_id,
+                QueueTimeout(
+                    f"No slot became free within {waited:.0f} s. The server is busy; try later."
+                ),
+            )
+        self._next_deadline = min(deadlines, default=float("inf"))
+
+    # When a decode call fails
+
+    def _recover(self, plan: StepPlan, result: StepResult) -> None:
+        self.counters[f"decode_{result.code.name.lower()}"] += 1
+        planned = [
+            sequence
+            for row in plan.rows
+            if (sequence := self.pool.slots[row.slot].sequence) is not None
+        ]
+        match result.code:
+            case DecodeCode.NO_CELLS:
+                self._make_room(planned)
+            case DecodeCode.INVALID:
+                error = GenerationFailed(
+                    "The engine refused its own batch, a bug in the server. Please report it."
+                )
+                for sequence in planned:
+                    self.fail(sequence.request.request_id, error)
+            case _:
+                self._failures += result.code is DecodeCode.FAILED
+                if self._failures > 1:
+                    message = "llama_decode failed twice in a row"
+                    raise EngineFailure(message)
+                self._resynchronise(planned, result.cells)
+
+    def _make_room(self, planned: list[Sequence]) -> None:
+        """Reservations make this impossible for known memories; never fail everyone for it.
+
+        First empty the idle slots, then try with half the prefill rows, at last fail the youngest.
+        """
+        self._no_cells += 1
+        evicted = self.pool.evict_idle()
+        self._edits += evicted
+        if evicted or self._no_cells <= NO_CELLS_RETRIES:
+            return
+        self._no_cells = 0
+        youngest = max(planned, key=attrgetter("turn"))
+        error = GenerationFailed(
+            "The KV cache has no room for this request although it was reserved. Try again."
+        )
+        self.fail(youngest.request.request_id, error)
+
+    def _resynchronise(self, planned: list[Sequence], cells: dict[int, int]) -> None:
+        """After a call that was cut short: count the cells there are, redo the last of each."""
+        for sequence in planned:
+            held = min(cells.get(sequence.slot, 0), len(sequence.tokens))
+            sequence.computed = max(0, held - 1) if self._partial_removal else 0
+            self._edits.append(Truncation(sequence.slot, sequence.computed))

@@ -1,0 +1,100 @@
+"""A `Sequence` is one request's state; policy lives in the scheduler, memory in the slots."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from server.core.events import Timings, Usage
+from server.core.request import GenerationRequest
+from server.engine.detokenizer import Detokenizer
+
+
+class SequenceStatus(IntEnum):
+    """Ordered, so that finished is one comparison."""
+
+    WAITING = 0
+    RUNNING = 1
+    FINISHED = 2
+    ABORTED = 3
+    FAILED = 4
+
+
+class Sequence:
+    """Prompt and generated tokens, and how many of them are in the KV cache.
+
+    There is no prefill phase and no decode phase: `computed` catches up with `len(tokens)`,
+    and whenever it does, the next token is sampled.
+    """
+
+    __slots__ = (
+        "cached",
+        "computed",
+        "detokenizer",
+        "first_token_at",
+        "prompt_length",
+        "request",
+        "slot",
+        "started_at",
+        "status",
+        "submitted_at",
+        "tokens",
+        "turn",
+    )
+
+    def __init__(self, request: GenerationRequest, detokenizer: Detokenizer, now: float) -> None:
+        """`now`: monotonic seconds."""
+        self.request = request
+        self.detokenizer = detokenizer
+        self.tokens: list[int] = list(request.prompt)
+        self.prompt_length = len(self.tokens)
+        self.computed = 0
+        self.cached = 0
+        self.slot = -1
+        self.turn = 0
+        """Order of admission to a slot."""
+        self.status = SequenceStatus.WAITING
+        self.submitted_at = now
+        self.started_at: float | None = None
+        self.first_token_at: float | None = None
+
+    @property
+    def cells_needed(self) -> int:
+        """KV cells that it may come to use, shared ones counted in full."""
+        return self.prompt_length + self.request.max_tokens
+
+    @property
+    def generated(self) -> int:
+        """Tokens sampled and kept."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """Tokens not yet in the KV cache."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether the next row is a decode row: one token, sampled by us."""
+        return self.generated > 0 and len(self.tokens) - self.computed == 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether its terminal event was given."""
+        return self.status > SequenceStatus.RUNNING
+
+    def usage(self) -> Usage:
+        """Token counts until now."""
+        return Usage(self.prompt_length, self.generated, self.cached)
+
+    def timings(self, now: float) -> Timings:
+        """Seconds queued, in prefill and in decode until `now`."""
+        started = self.started_at if self.started_at is not None else now
+        first = self.first_token_at if self.first_token_at is not None else now
+        return Timings(started - self.submitted_at, first - started, now - first)
+
+    def __repr__(self) -> str:
+        """Show where it stands, for logs and assertions."""
+        return (
+            f"<Sequence {self.request.request_id} {self.status.name} slot={self.slot} "
+            f"prompt={self.prompt_length} computed={self.computed} generated={self.generated}>"
+        )

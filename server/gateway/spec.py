@@ -1,0 +1,59 @@
+"""What an API hands to the gateway: a validated request that is not tokenized yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.core.request import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages in the OpenAI form, content already reduced to strings.
+
+    The model's template renders them.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Extra variables for the template, such as `enable_thinking`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Plain text: control tokens in it stay text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids as the caller computed them."""
+
+    tokens: Sequence[int]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """One API request: `n` choices for each prompt, numbered prompt by prompt."""
+
+    request_id: str
+    """Unique in this process: names the sequences in the engine."""
+    model: str | None
+    """None asks for the served model, whatever its name."""
+    prompts: Sequence[Prompt]
+    """One for chat; legacy completions may have several."""
+    max_tokens: int | None = None
+    """None: `default_max_tokens`, or what remains of `n_ctx` if that is less."""
+    n: int = 1
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    reuse_prefix: bool = True

@@ -1,0 +1,112 @@
+"""Random arrivals, aborts and failures: books balance after every step, no answer is wrong."""
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.core.events import Delta, Failed, Finished, FinishReason, Started
+from server.engine.plan import DecodeCode
+from tests.factories import LoopHarness, hashed_successor, make_limits, make_request
+
+PROMPTS = st.builds(
+    lambda shared, own: shared + own,
+    st.sampled_from(
+        ["", "system prompt number one ", "system prompt number two, longer than one "]
+    ),
+    st.text("abc", min_size=1, max_size=20),
+)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.harness = LoopHarness(make_limits(slots=3, n_ctx=72, kv_cells=150, max_rows=24))
+        self.requests = {}
+        self.broken = set()
+
+    @rule(prompt=PROMPTS, max_tokens=st.integers(1, 8), reuse=st.booleans())
+    def arrive(self, prompt, max_tokens, reuse):
+        request = make_request(prompt, max_tokens, reuse_prefix=reuse)
+        self.requests[self.harness.submit(request)] = request
+
+    @rule(prompt=PROMPTS, wait=st.sampled_from([0.0, 0.015, 0.05]))
+    def arrive_in_a_hurry(self, prompt, wait):
+        request = make_request(prompt, 4, deadline=self.harness.clock.now + wait)
+        self.requests[self.harness.submit(request)] = request
+
+    @rule(prompt=PROMPTS, good_samples=st.integers(0, 3), at_open=st.booleans())
+    def arrive_broken(self, prompt, good_samples, at_open):
+        request = make_request(prompt, 8)
+        if at_open:
+            self.harness.backend.fail_open.add(request.request_id)
+        else:
+            self.harness.backend.fail_sample[request.request_id] = good_samples
+        self.broken.add(request.request_id)
+        self.requests[self.harness.submit(request)] = request
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data):
+        self.harness.loop.abort(data.draw(st.sampled_from(sorted(self.requests))))
+
+    @rule(code=st.sampled_from([DecodeCode.NO_CELLS, DecodeCode.ABORTED, DecodeCode.FAILED]))
+    def next_call_fails(self, code):
+        calls = len(self.harness.backend.plans)
+        if self.harness.backend.codes.get(calls - 1) is not DecodeCode.FAILED:
+            self.harness.backend.codes[calls] = code
+
+    @rule(times=st.integers(1, 5))
+    def step(self, times):
+        for _ in range(times):
+            # A second failure in a row would rightly kill the engine.
+            calls = len(self.harness.backend.plans)
+            if self.harness.backend.codes.get(calls - 1) is DecodeCode.FAILED:
+                self.harness.backend.codes.pop(calls, None)
+            self.harness.step()
+
+    @invariant()
+    def books_balance(self):
+        self.harness.check()
+        scheduler = self.harness.scheduler
+        held = {
+            slot.index: len(slot.tokens) for slot in scheduler.pool.slots if slot.sequence is None
+        }
+        for index, cells in held.items():
+            assert len(self.harness.backend.cells[index]) == cells or any(
+                edit.slot == index for edit in scheduler._edits
+            )
+        running = {sequence.slot for sequence in scheduler.running}
+        assert set(self.harness.backend.open_slots) == running
+
+    @invariant()
+    def events_are_in_order(self):
+        for events in self.harness.events.values():
+            kinds = [type(event) for event in events]
+            assert all(kind is Delta for kind in kinds[1:-1])
+            assert kinds[0] in (Started, Failed, Finished)
+
+    def teardown(self):
+        self.harness.backend.codes.clear()
+        self.harness.run()
+        scheduler = self.harness.scheduler
+        assert not scheduler.has_work
+        assert scheduler.pool.reserved_cells == 0
+        for request_id, request in self.requests.items():
+            events = self.harness.events[request_id]
+            assert sum(isinstance(event, Finished | Failed) for event in events) == 1
+            self.answer_is_right(request, events)
+
+    def answer_is_right(self, request, events):
+        tokens = list(request.prompt)
+        for event in events:
+            for token in getattr(event, "token_ids", ()):
+                assert token == hashed_successor(tokens)
+                tokens.append(token)
+        last = events[-1]
+        if isinstance(last, Finished) and last.reason is not FinishReason.ABORTED:
+            assert request.request_id not in self.broken
+            assert len(tokens) - len(request.prompt) == request.max_tokens
+
+
+EngineMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestEngineMachine = EngineMachine.TestCase

@@ -1,0 +1,92 @@
+import pytest
+
+from server.engine.detokenizer import Detokenizer
+from server.engine.plan import Truncation
+from server.engine.sequence import Sequence
+from server.engine.slots import SlotPool
+from tests.factories import ByteTokenizer, make_request
+
+
+def sequence(prompt="x" * 16, max_tokens=8, **fields):
+    request = make_request(prompt, max_tokens, **fields)
+    return Sequence(request, Detokenizer(ByteTokenizer.pieces), now=0.0)
+
+
+def occupy(pool, seq):
+    found = pool.acquire(seq)
+    assert found is not None
+    slot, keep, evicted = found
+    seq.computed = keep
+    return slot, keep, evicted
+
+
+def finish(pool, slot, seq):
+    seq.computed = len(seq.tokens)
+    pool.release(slot)
+    pool.check_integrity()
+
+
+def test_a_full_pool_has_no_slot():
+    pool = SlotPool(slots=1, kv_cells=64)
+    occupy(pool, sequence(request_id="a"))
+    assert pool.acquire(sequence()) is None
+    assert repr(pool) == "<SlotPool 24+0/64 cells [a]>"
+
+
+def test_cells_are_reserved_for_prompt_and_output():
+    pool = SlotPool(slots=4, kv_cells=64)
+    occupy(pool, sequence("x" * 32, 16))
+    assert pool.acquire(sequence("x" * 10, 7)) is None
+    occupy(pool, sequence("x" * 10, 6))
+    assert pool.reserved_cells == 64
+    pool.check_integrity()
+
+
+def test_the_longest_common_prefix_wins_then_the_least_recently_used():
+    pool = SlotPool(slots=3, kv_cells=300)
+    first, second = sequence("a" * 32), sequence("a" * 16 + "b" * 16)
+    slot_first, slot_second = occupy(pool, first)[0], occupy(pool, second)[0]
+    finish(pool, slot_first, first)
+    finish(pool, slot_second, second)
+    assert repr(pool) == "<SlotPool 0+64/300 cells [32 cached, 32 cached, -]>"
+    slot, keep, _ = occupy(pool, sequence("a" * 16 + "b" * 24))
+    assert (slot.index, keep) == (slot_second.index, 32)
+    slot, keep, _ = occupy(pool, sequence("c" * 16))
+    assert (slot.index, keep) == (2, 0), "never used comes first"
+
+
+def test_idle_prefixes_make_room_least_recently_used_first():
+    pool = SlotPool(slots=3, kv_cells=100)
+    sequences = [sequence(letter * 32, 1) for letter in "abc"]
+    slots = [occupy(pool, each)[0] for each in sequences]
+    for index in (1, 0, 2):
+        finish(pool, slots[index], sequences[index])
+    slot, keep, evicted = occupy(pool, sequence("c" * 40, 10))
+    assert (slot.index, keep) == (2, 32)
+    assert evicted == [Truncation(1, 0)]
+    pool.check_integrity()
+
+
+def test_no_reuse_when_the_request_forbids_it():
+    pool = SlotPool(slots=1, kv_cells=100)
+    first = sequence("a" * 32)
+    finish(pool, occupy(pool, first)[0], first)
+    assert occupy(pool, sequence("a" * 40, reuse_prefix=False))[1] == 0
+
+
+@pytest.mark.parametrize("damage", ["reserved_cells", "idle_cells"])
+def test_integrity_notices_wrong_books(damage):
+    pool = SlotPool(slots=1, kv_cells=100)
+    setattr(pool, damage, 1)
+    with pytest.raises(RuntimeError, match="sums differ"):
+        pool.check_integrity()
+
+
+def test_release_twice_is_harmless():
+    pool = SlotPool(slots=1, kv_cells=100)
+    seq = sequence()
+    slot = occupy(pool, seq)[0]
+    finish(pool, slot, seq)
+    before = repr(pool)
+    pool.release(slot)
+    assert repr(pool) == before

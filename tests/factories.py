@@ -1,0 +1,231 @@
+"""Builders for engine tests; the scripted backend's answers betray a wrong KV cache."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+from server.core.errors import GenerationFailed
+from server.core.events import Event
+from server.core.request import GenerationRequest
+from server.engine.interface import EngineState, ModelInfo
+from server.engine.loop import EngineLoop
+from server.engine.plan import DecodeCode, Sample, StepPlan, StepResult
+from server.engine.scheduler import Scheduler, SchedulerLimits
+
+N_VOCAB = 258
+EOG = 257
+
+MODEL_INFO = ModelInfo(
+    path="scripted.gguf",
+    architecture="scripted",
+    description="scripted",
+    size_bytes=1,
+    n_params=1,
+    n_vocab=N_VOCAB,
+    n_ctx_train=4096,
+    chat_template=None,
+    fingerprint="fp_scripted",
+    created=0,
+)
+
+
+class FakeClock:
+    """Stands still until told."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 1_700_000_000.0 + self.now
+
+
+class ByteTokenizer:
+    """Token i is byte i; 256 is a control token, 257 ends the answer."""
+
+    n_vocab = N_VOCAB
+    pieces: Sequence[bytes] = [bytes([value]) for value in range(256)] + [b"", b""]
+    eog = frozenset({EOG})
+    control_tokens: Mapping[str, int] = {"<|start|>": 256, "<|end|>": EOG}
+    marker_tokens: Mapping[str, int] = {}
+    bos_text = ""
+    eos_text = "<|end|>"
+
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        return b"".join(self.pieces[token] for token in tokens)
+
+
+def hashed_successor(tokens: Sequence[int]) -> int:
+    """Next token from all tokens before it: one wrong cell changes the answer. Printable."""
+    return 32 + zlib.crc32(repr(list(tokens)).encode()) % 95
+
+
+class ScriptedBackend:
+    """Keeps tokens per slot as a KV cache would and insists on every rule llama.cpp aborts for."""
+
+    info = MODEL_INFO
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        *,
+        successor: Callable[[Sequence[int]], int] = hashed_successor,
+        codes: Mapping[int, DecodeCode] | None = None,
+        sample: Callable[[int], Sample] | None = None,
+    ) -> None:
+        """`codes`: number of the decode call, from 0 → the code it shall return."""
+        self.tokenizer = ByteTokenizer()
+        self.limits = limits
+        self.successor = successor
+        self.codes = dict(codes or {})
+        self.cells: list[list[int]] = [[] for _ in range(limits.slots)]
+        self.open_slots: dict[int, GenerationRequest] = {}
+        self.plans: list[StepPlan] = []
+        self.fail_open: set[str] = set()
+        self.fail_sample: dict[str, int] = {}
+        """Request id → how many samples succeed before one raises."""
+        self.sample = sample or self._sample
+        self.most_cells = 0
+        self.closed = False
+
+    def truncate(self, slot: int, keep: int) -> None:
+        assert keep <= len(self.cells[slot]), "the scheduler counts cells that are not there"
+        del self.cells[slot][keep:]
+
+    def open(self, slot: int, request: GenerationRequest) -> None:
+        assert slot not in self.open_slots
+        if request.request_id in self.fail_open:
+            raise ValueError("no such sampler")
+        self.open_slots[slot] = request
+
+    def close(self, slot: int) -> None:
+        self.open_slots.pop(slot, None)
+
+    def decode(self, plan: StepPlan) -> StepResult:
+        number = len(self.plans)
+        self.plans.append(plan)
+        code = self.codes.get(number, DecodeCode.OK)
+        self._check(plan)
+        if code in (DecodeCode.ABORTED, DecodeCode.FAILED):
+            for row in plan.rows:  # half of each is computed
+                self.cells[row.slot] += row.tokens[: len(row.tokens) // 2]
+            return StepResult(
+                code, cells={row.slot: len(self.cells[row.slot]) for row in plan.rows}
+            )
+        if code is not DecodeCode.OK:
+            return StepResult(code)
+        for row in plan.rows:
+            self.cells[row.slot] += row.tokens
+        self.most_cells = max(self.most_cells, sum(map(len, self.cells)))
+        assert self.most_cells <= self.limits.kv_cells, "more cells than there are"
+        return StepResult(samples=[self.sample(row.slot) for row in plan.rows if row.output])
+
+    def shutdown(self) -> None:
+        self.closed = True
+
+    def _check(self, plan: StepPlan) -> None:
+        slots = [row.slot for row in plan.rows]
+        assert plan.rows, "an empty batch is an error in llama.cpp"
+        assert slots == sorted(set(slots)), "one entry per slot, sorted"
+        rows = sum(len(row.tokens) for row in plan.rows)
+        assert rows == plan.decode_rows + plan.prefill_rows <= self.limits.max_rows
+        for row in plan.rows:
+            assert row.slot in self.open_slots, "a row without a sampler"
+            assert row.start == len(self.cells[row.slot]), "positions must go on where they ended"
+            assert row.tokens
+            assert all(0 <= token < N_VOCAB for token in row.tokens)
+
+    def _sample(self, slot: int) -> Sample:
+        request = self.open_slots[slot]
+        left = self.fail_sample.get(request.request_id)
+        if left is not None:
+            self.fail_sample[request.request_id] = left - 1
+            if left == 0:
+                return Sample(0, error=GenerationFailed("the sampler failed"))
+        return Sample(self.successor(self.cells[slot]))
+
+
+_numbers = itertools.count()
+
+
+def make_request(
+    prompt: str | Sequence[int] = "hello", max_tokens: int = 8, **fields: object
+) -> GenerationRequest:
+    """Build a request with an id of its own."""
+    tokens = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
+    fields.setdefault("request_id", f"r{next(_numbers)}")
+    return GenerationRequest(prompt=tokens, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+
+
+def make_limits(**fields: int) -> SchedulerLimits:
+    """Build small limits: 2 slots of 64 tokens."""
+    values = {
+        "slots": 2,
+        "n_ctx": 64,
+        "max_rows": 64,
+        "prefill_rows": 32,
+        "prefill_rows_decoding": 16,
+    } | fields
+    values.setdefault("kv_cells", values["slots"] * values["n_ctx"])
+    return SchedulerLimits(**values)
+
+
+class LoopHarness:
+    """An `EngineLoop` stepped by hand, with what it published."""
+
+    def __init__(self, limits: SchedulerLimits | None = None, **backend: object) -> None:
+        self.limits = limits or make_limits()
+        self.clock = FakeClock()
+        self.backend = ScriptedBackend(self.limits, **backend)  # type: ignore[arg-type]
+        self.events: dict[str, list[Event]] = {}
+        self.states: list[EngineState] = []
+        self.loop = EngineLoop(
+            lambda _progress: self.backend, self.limits, self.clock, self._publish, self._notify
+        )
+        self.loop.load()
+
+    def _publish(self, events: list[tuple[str, Event]]) -> None:
+        for request_id, event in events:
+            self.events.setdefault(request_id, []).append(event)
+
+    def _notify(self, state: EngineState) -> None:
+        self.states.append(state)
+
+    def submit(self, request: GenerationRequest) -> str:
+        self.loop.submit(request)
+        return request.request_id
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.clock.now += 0.01
+            self.loop.step()
+            self.check()
+
+    def run(self, limit: int = 10_000) -> None:
+        """Step until there is nothing to do."""
+        for _ in range(limit):
+            self.clock.now += 0.01
+            if not self.loop.step():
+                return
+            self.check()
+        raise AssertionError("the loop does not come to rest")
+
+    @property
+    def scheduler(self) -> Scheduler:
+        assert self.loop.scheduler is not None
+        return self.loop.scheduler
+
+    def check(self) -> None:
+        self.scheduler.pool.check_integrity()
+
+    def text(self, request_id: str) -> str:
+        return "".join(getattr(event, "text", "") for event in self.events[request_id])
