@@ -1,1 +1,1 @@
-"""Policy between the API and the engine: who is admitted, how a request becomes token ids, who waits."""
+"""Policy between the API and the engine: who is admitted, how text becomes token ids, who waits."""
