@@ -1,0 +1,216 @@
+"""Chat templates: Jinja sources from GGUF files, rendered in a sandbox and tokenized."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from server.chat.guard import Guard
+from server.core.errors import InvalidRequest, ModelFileError
+from server.engine.interface import Tokenizer
+
+CHATML = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+"""Used when a file has no template but its vocabulary has ChatML's tokens."""
+
+RESERVED = frozenset(
+    {
+        "messages",
+        "tools",
+        "bos_token",
+        "eos_token",
+        "raise_exception",
+        "strftime_now",
+        "namespace",
+        "range",
+        "dict",
+        "lipsum",
+        "cycler",
+        "joiner",
+    }
+)
+"""Names that `chat_template_kwargs` may not replace."""
+
+_STRUCTURE = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A compiled template together with the vocabulary that it writes for. For any thread."""
+
+    def __init__(
+        self,
+        source: str | None,
+        tokenizer: Tokenizer,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """Compile `source`. Raises `ModelFileError` when it is not a valid template."""
+        if source is None and "<|im_start|>" in tokenizer.control_tokens:
+            source = CHATML
+        self.source = source
+        marks = [text for text in tokenizer.marker_tokens if _is_structure(text, source or "")]
+        self._guard = Guard(tokenizer, marks)
+        self._names = {"bos_token": tokenizer.bos_text, "eos_token": tokenizer.eos_text}
+        self._template = None if source is None else _compile(source, now)
+        self._objects = False
+        self._objects = self._template is not None and self._wants_objects()
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of the prompt. Raises `InvalidRequest` with the template's own message."""
+        protection = self._guard.begin()
+        return protection.encode(self._render(protection.protect, messages, tools, kwargs or {}))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt as text. Raises as `encode` does."""
+        protection = self._guard.begin()
+        return protection.reveal(self._render(protection.protect, messages, tools, kwargs or {}))
+
+    def _render(
+        self,
+        protect: Callable[..., Any],
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        if self._template is None:
+            raise InvalidRequest(
+                "This model has no chat template; use /v1/completions.", param="messages"
+            )
+        if taken := RESERVED & kwargs.keys():
+            raise InvalidRequest(
+                f"The template variable {min(taken)!r} cannot be set.",
+                param="chat_template_kwargs",
+            )
+        names = {
+            "add_generation_prompt": True,
+            **self._names,
+            **protect(kwargs, markers=True),
+            "messages": [
+                protect(self._adapt(message), markers=message.get("role") != "assistant")
+                for message in messages
+            ],
+            "tools": protect(tools, markers=True) if tools else None,
+        }
+        try:
+            return self._template.render(names)
+        except Exception as error:
+            # Templates raise whatever Python raises for messages they were not written for.
+            raise InvalidRequest(
+                f"The model's chat template does not accept these messages: {error}",
+                param="messages",
+            ) from error
+
+    def _adapt(self, message: Message) -> Message:
+        """Give arguments of tool calls the form that the template expects."""
+        calls = message.get("tool_calls")
+        if not self._objects or not calls:
+            return message
+        return {**message, "tool_calls": [_with_object_arguments(call) for call in calls]}
+
+    def _wants_objects(self) -> bool:
+        """Tell whether the template writes arguments given as a string wrongly, as most do."""
+        arguments = '{"key": "value"}'
+        function = {"name": "probe", "arguments": arguments}
+        call = {"id": "call00001", "type": "function", "function": function}
+        messages: list[Message] = [
+            {"role": "user", "content": "probe"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        try:
+            return arguments not in self.render(messages)
+        except InvalidRequest:
+            return True
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks training targets; for serving it is transparent."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class declares a plain set
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return the body as it stands."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _compile(source: str, now: Callable[[], datetime]) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _Generation],
+        autoescape=False,
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: now().strftime(form)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise ModelFileError(f"The model's chat template does not compile: {error}") from error
+
+
+def _tojson(
+    value: Any,
+    indent: int | None = None,
+    *,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+    **_: Any,
+) -> str:
+    """Like transformers' filter. Never escapes beyond JSON: placeholders must survive."""
+    return json.dumps(
+        value,
+        ensure_ascii=False,
+        allow_nan=False,
+        indent=indent,
+        separators=(separators[0], separators[1]) if separators else None,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _is_structure(marker: str, source: str) -> bool:
+    """Tell markers of a dialogue's structure from user-defined tokens that are plain text.
+
+    Some vocabularies define runs of white space and HTML tags; hiding those would only cost.
+    """
+    return marker.strip() != "" and (
+        marker.startswith("<|") or marker in _STRUCTURE or (len(marker) > 2 and marker in source)
+    )
+
+
+def _with_object_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,280 @@
+"""One API request in progress: its choices' events, its timeouts, and its one end."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from server.core.clock import Clock
+from server.core.errors import EngineTimeout, OnegpuError
+from server.core.events import Delta, Event, Failed, Finished, Started, Usage
+from server.engine.interface import Engine, TokenStreamLike
+from server.gateway.admission import AdmissionController, Ticket
+from server.gateway.telemetry import Telemetry
+
+Batch = list[tuple[int, Event]]
+"""Events with the number of the choice they belong to, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """Where a request stands in the line."""
+
+    position: int
+    waiting: int
+    seconds: float | None
+    """Expected wait; None while nothing was measured."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """What is known of one choice so far; times are monotonic seconds."""
+
+    stream: TokenStreamLike
+    prompt: int
+    """Which of the request's prompts it answers."""
+    started_at: float | None = None
+    first_at: float | None = None
+    last_at: float | None = None
+    usage: Usage | None = None
+    cached_tokens: int = 0
+    ended: bool = False
+    reader: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationContext:
+    """The parts that a generation works with."""
+
+    engine: Engine
+    admission: AdmissionController
+    telemetry: Telemetry
+    clock: Clock
+    read_timeout: float
+    """Longest silence of the engine in seconds, once a slot was found."""
+    queue_timeout: float
+    """Seconds within which the engine finds a slot or fails the request itself."""
+
+
+class Generation:
+    """The events of `n` choices per prompt. One reader; `close()` belongs in its `finally`."""
+
+    def __init__(self, model: str, context: GenerationContext, ticket: Ticket) -> None:
+        """`model`: the name it is served under. Owns `ticket` from here on."""
+        self.model = model
+        self.context = context
+        self.prompts: list[list[int]] = []
+        self.choices: list[Choice] = []
+        self.closed = False
+        self.opened_at = context.clock.monotonic()
+        self._ticket = ticket
+        self._pending: Batch = []
+        self._wake = asyncio.Event()
+        self._failure: Exception | None = None
+        self._mark: tuple[int, int] | None = None
+        self._quiet_since = 0.0
+
+    def attach(self, prompts: list[list[int]], streams: Sequence[TokenStreamLike]) -> None:
+        """Take the prompts' tokens and the streams of all choices, prompt by prompt."""
+        n = len(streams) // len(prompts)
+        self.prompts = prompts
+        self.opened_at = self.context.clock.monotonic()
+        self._quiet_since = asyncio.get_running_loop().time()
+        self.choices = [Choice(stream, number // n) for number, stream in enumerate(streams)]
+        if len(self.choices) > 1:
+            for number, choice in enumerate(self.choices):
+                choice.reader = asyncio.create_task(self._read(number, choice.stream))
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(map(len, self.prompts))
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts' tokens, those that no choice had to compute."""
+        least: dict[int, int] = {}
+        for choice in self.choices:
+            before = least.get(choice.prompt, choice.cached_tokens)
+            least[choice.prompt] = min(before, choice.cached_tokens)
+        return sum(least.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all choices that have ended."""
+        return sum(choice.usage.completion_tokens for choice in self.choices if choice.usage)
+
+    @property
+    def started(self) -> bool:
+        """Whether any choice has got a slot: from then on a retry would repeat work."""
+        return any(choice.started_at is not None for choice in self.choices)
+
+    @property
+    def seconds_to_first_token(self) -> float | None:
+        """From submission to the first token of any choice."""
+        times = [choice.first_at for choice in self.choices if choice.first_at is not None]
+        return min(times) - self.opened_at if times else None
+
+    async def first_events(self, hold: float) -> bool:
+        """Wait at most `hold` seconds for a token or an end; True if one came.
+
+        Raises what made the first choice to end fail, so that it can still have an HTTP status.
+        """
+        until = self.context.clock.monotonic() + hold
+        held: Batch = []
+        try:
+            while (left := until - self.context.clock.monotonic()) > 0:
+                batch = await self._next(left)
+                held += batch
+                if any(not isinstance(event, Started) for _, event in batch):
+                    _raise_failure(batch)
+                    return True
+            return False
+        finally:
+            self._pending[:0] = held
+
+    async def events(self, idle: float | None = None) -> AsyncIterator[Batch]:
+        """Yield what is there, wake-up by wake-up, until every choice has ended.
+
+        With `idle`, an empty batch after that many seconds without events. Raises a choice's
+        failure after what came before it, and `EngineTimeout`.
+        """
+        left = len(self.choices)
+        while left:
+            batch = await self._next(idle)
+            ended = sum(isinstance(event, Finished | Failed) for _, event in batch)
+            if ended and any(isinstance(event, Failed) for _, event in batch):
+                yield [item for item in batch if not isinstance(item[1], Failed)]
+                _raise_failure(batch)
+            left -= ended
+            yield batch
+
+    def queue_status(self) -> QueueStatus | None:
+        """Return the place in the line of the choice that starts first; None once one has."""
+        if self.started:
+            return None
+        engine = self.context.engine
+        places = [engine.queue_position(choice.stream.request_id) for choice in self.choices]
+        position = min((place for place in places if place is not None), default=None)
+        if position is None:
+            return None
+        waiting = max(position, engine.status().waiting)
+        return QueueStatus(position, waiting, self.context.admission.expected_wait(position))
+
+    def close(self) -> None:
+        """End it: frees slots within one step, and the places in the line. Idempotent.
+
+        The only place where a ticket is released.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        if any(not choice.ended for choice in self.choices):
+            self.context.telemetry.aborted()
+        for choice in self.choices:
+            choice.stream.abort()
+            if choice.reader is not None:
+                choice.reader.cancel()
+        self._ticket.release(served=self.started)
+
+    async def _next(self, idle: float | None) -> Batch:
+        """Take what is there, or wait for it, at most `idle` seconds."""
+        if not self._pending and self._failure is None:
+            await self._wait(idle)
+        if not self._pending and self._failure is not None:
+            raise self._failure
+        batch, self._pending = self._pending, []
+        self._wake.clear()
+        return batch
+
+    async def _wait(self, idle: float | None) -> None:
+        """Wait for events; raise `EngineTimeout` when the engine has been silent for too long."""
+        loop = asyncio.get_running_loop()
+        until = math.inf if idle is None else loop.time() + idle
+        while True:
+            patience = self._patience()
+            try:
+                async with asyncio.timeout_at(min(until, loop.time() + patience / 4)):
+                    await self._receive()
+                self._quiet_since = loop.time()
+                return
+            except TimeoutError:
+                self._check_silence(loop.time(), patience)
+            if loop.time() >= until:
+                return
+
+    def _check_silence(self, now: float, patience: float) -> None:
+        """Rows computed count as signs of life, so a long prompt is not mistaken for a hang."""
+        progress = self._progress()
+        if progress != self._mark:
+            self._mark, self._quiet_since = progress, now
+        elif now - self._quiet_since >= patience:
+            raise EngineTimeout(
+                f"The engine was silent for {patience:g} s; the generation was ended."
+            )
+
+    async def _receive(self) -> None:
+        """Put the next events into `_pending`. Losing none when cancelled is the streams' part."""
+        if len(self.choices) == 1:
+            choice = self.choices[0]
+            self._note(0, choice, await choice.stream.next_events())
+        else:
+            await self._wake.wait()
+
+    async def _read(self, number: int, stream: TokenStreamLike) -> None:
+        try:
+            while not self.choices[number].ended:
+                self._note(number, self.choices[number], await stream.next_events())
+                self._wake.set()
+        except Exception as error:  # noqa: BLE001 - handed to the reader, who waits for it
+            self._failure = error
+            self._wake.set()
+
+    def _note(self, number: int, choice: Choice, events: list[Event]) -> None:
+        now = self.context.clock.monotonic()
+        telemetry = self.context.telemetry
+        tokens = 0
+        for event in events:
+            self._pending.append((number, event))
+            if isinstance(event, Delta):
+                tokens += len(event.token_ids)
+            elif isinstance(event, Started):
+                choice.started_at = now
+                choice.cached_tokens = event.cached_tokens
+                telemetry.queue_wait(now - self.opened_at)
+            else:
+                choice.ended = True
+                choice.usage = event.usage
+                used = event.usage
+                telemetry.usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
+        if tokens:
+            if choice.last_at is None:
+                choice.first_at = now
+                telemetry.first_token(now - self.opened_at)
+            else:
+                telemetry.token_gap(now - choice.last_at, tokens)
+            choice.last_at = now
+
+    def _patience(self) -> float:
+        """Seconds of silence that are too long.
+
+        In the line the engine's own deadline comes first; a read timeout later, it keeps none.
+        """
+        if self.started:
+            return self.context.read_timeout
+        return self.context.queue_timeout + self.context.read_timeout
+
+    def _progress(self) -> tuple[int, int]:
+        """Return what changes while the engine works on this request, tokens or not."""
+        ids = {choice.stream.request_id for choice in self.choices}
+        views = [view for view in self.context.engine.slot_views() if view.request_id in ids]
+        return sum(view.computed_tokens for view in views), len(views)
+
+
+def _raise_failure(batch: Batch) -> None:
+    for _, event in batch:
+        if isinstance(event, Failed):
+            error: OnegpuError = event.error
+            raise error

@@ -1,0 +1,61 @@
+"""From prompts to token ids, for one loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from server.chat.template import ChatTemplate
+from server.core.errors import InvalidRequest
+from server.engine.interface import ModelInfo, Tokenizer
+from server.gateway.spec import ChatPrompt, Prompt, TextPrompt
+
+
+class Prompter:
+    """Renders and tokenizes. For any thread once it is bound to a model."""
+
+    def __init__(self, now: Callable[[], datetime] = datetime.now) -> None:
+        """`now` is what templates are told the date is."""
+        self._now = now
+        self._bound: tuple[Tokenizer, ChatTemplate] | None = None
+
+    def bind(self, info: ModelInfo, tokenizer: Tokenizer) -> None:
+        """Compile the model's template, while loading. Raises `ModelFileError`."""
+        self._bound = tokenizer, ChatTemplate(info.chat_template, tokenizer, self._now)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template of the bound model."""
+        return self._parts()[1]
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt. Raises `InvalidRequest`, also for an empty one."""
+        tokenizer, template = self._parts()
+        param = "prompt"
+        if isinstance(prompt, ChatPrompt):
+            tokens = template.encode(prompt.messages, prompt.tools, prompt.template_kwargs)
+            param = "messages"
+        elif isinstance(prompt, TextPrompt):
+            tokens = tokenizer.encode(prompt.text, add_special=True)
+        else:
+            tokens = list(prompt.tokens)
+            check_token_ids(tokens, tokenizer.n_vocab, param)
+        if not tokens:
+            raise InvalidRequest("The prompt is empty: it has no tokens.", param=param)
+        return tokens
+
+    def _parts(self) -> tuple[Tokenizer, ChatTemplate]:
+        if self._bound is None:
+            message = "Prompter.bind() was not called when the model was loaded"
+            raise RuntimeError(message)
+        return self._bound
+
+
+def check_token_ids(tokens: list[int], n_vocab: int, param: str) -> None:
+    """Raise `InvalidRequest` for an id that the vocabulary does not have."""
+    if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
+        wrong = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise InvalidRequest(
+            f"Token id {wrong} is out of range: this model's ids are 0 to {n_vocab - 1}.",
+            param=param,
+        )

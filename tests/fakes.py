@@ -1,0 +1,328 @@
+"""Stand-ins for the engine's seams: a vocabulary of bytes, an engine that says what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from server.core.errors import EngineDead, InvalidRequest, ModelLoading, OnegpuError
+from server.core.events import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    SampledLogprobs,
+    Started,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+from server.core.request import GenerationRequest
+from server.engine.interface import EngineState, EngineStatus, ModelInfo, SlotView
+
+CONTROL = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
+MARKERS = {
+    "<think>": 259,
+    "</think>": 260,
+    "<tool_call>": 261,
+    "</tool_call>": 262,
+    "<tool_response>": 263,
+    "</tool_response>": 264,
+}
+
+CHAT_TEMPLATE = """\
+{%- if tools %}{{ '<|im_start|>system\n<tools>' }}{% for tool in tools %}{{ tool | tojson }}
+{%- endfor %}{{ '</tools><|im_end|>\n' }}{% endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'tool' -%}
+{{ '<|im_start|>user\n<tool_response>' ~ message.content ~ '</tool_response><|im_end|>\n' }}
+{%- else -%}
+{{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content }}
+{%- for call in message.tool_calls or [] -%}
+{{ '<tool_call>{"name": "' ~ call.function.name ~ '", "arguments": ' }}
+{{- call.function.arguments ~ '}</tool_call>' }}
+{%- endfor -%}
+{{ '<|im_end|>\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}
+{%- if enable_thinking is defined and enable_thinking is false -%}{{ '<think>\n\n</think>\n\n' }}
+{%- endif -%}{%- endif -%}"""
+
+
+class FakeClock:
+    """Time that moves only when told to."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 1_700_000_000.0 + self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakeTokenizer:
+    """One token per UTF-8 byte, and ChatML's special tokens. Reads markers always, as llama.cpp."""
+
+    bos_text = ""
+    eos_text = "<|im_end|>"
+
+    def __init__(
+        self,
+        control: Mapping[str, int] | None = None,
+        markers: Mapping[str, int] | None = None,
+    ) -> None:
+        self.control_tokens = CONTROL if control is None else control
+        self.marker_tokens = MARKERS if markers is None else markers
+        special = {**self.control_tokens, **self.marker_tokens}
+        self.n_vocab = 256 + len(special)
+        self.eog = frozenset({258, 256})
+        shown = [bytes([value]) for value in range(256)] + [b""] * len(special)
+        for text, token in special.items():
+            shown[token] = text.encode()
+        self._shown = shown
+        hidden = set(self.control_tokens.values())
+        self.pieces = [b"" if i in hidden else piece for i, piece in enumerate(shown)]
+        self._special = special
+        self._all = _splitter(special)
+        self._marks = _splitter(self.marker_tokens)
+        self.calls = 0
+
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        self.calls += 1
+        tokens: list[int] = []
+        known = self._special if parse_special else self.marker_tokens
+        for part in (self._all if parse_special else self._marks).split(text):
+            if part in known:
+                tokens.append(known[part])
+            else:
+                tokens += part.encode()
+        return tokens
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        table = self._shown if special else self.pieces
+        for token in tokens:
+            if not 0 <= token < self.n_vocab:
+                raise InvalidRequest(f"Token id {token} is out of range.", param="tokens")
+        return b"".join(table[token] for token in tokens)
+
+
+def _splitter(texts: Mapping[str, int]) -> re.Pattern[str]:
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if texts else re.compile("()")
+
+
+def model_info(chat_template: str | None = CHAT_TEMPLATE) -> ModelInfo:
+    return ModelInfo(
+        path="models/fake.gguf",
+        architecture="fake",
+        description="fake 1M Q4_K_M",
+        size_bytes=1_000_000,
+        n_params=1_000_000,
+        n_vocab=265,
+        n_ctx_train=32768,
+        chat_template=chat_template,
+        fingerprint="fp_0123456789",
+        created=1_700_000_000,
+    )
+
+
+class FakeStream:
+    """A `TokenStream` that tests can push into."""
+
+    def __init__(self, engine: FakeEngine, request: GenerationRequest) -> None:
+        self.request = request
+        self.request_id = request.request_id
+        self.aborted = False
+        self.ended = False
+        self._engine = engine
+        self._pending: deque[Event] = deque()
+        self._ready = asyncio.Event()
+
+    def push(self, *events: Event) -> None:
+        for event in events:
+            if self.ended:
+                return
+            self.ended = isinstance(event, Finished | Failed)
+            self._pending.append(event)
+        self._ready.set()
+
+    async def next_events(self) -> list[Event]:
+        while not self._pending and not self.ended:
+            self._ready.clear()
+            await self._ready.wait()
+        events = list(self._pending)
+        self._pending.clear()
+        return events
+
+    def abort(self) -> None:
+        if not self.ended and not self.aborted:
+            self.aborted = True
+            self._engine.abort(self)
+
+
+@dataclass
+class Script:
+    """What the engine does with a request: texts, each as one delta, then an end."""
+
+    texts: Sequence[str] = ("Hello", " world", "!")
+    reason: FinishReason = FinishReason.STOP
+    error: OnegpuError | None = None
+    cached: int = 0
+
+
+@dataclass
+class FakeEngine:
+    """Answers at once from a script, or holds requests until the test moves them."""
+
+    tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
+    info: ModelInfo = field(default_factory=model_info)
+    slots: int = 4
+    n_ctx: int = 4096
+    state: EngineState = EngineState.READY
+    progress: float = 1.0
+    manual: bool = False
+    """Requests stay in the line until the test calls `start`, `say`, `finish` or `fail`."""
+    script: Callable[[GenerationRequest], Script] = field(default=lambda _: Script())
+    requests: list[GenerationRequest] = field(default_factory=list)
+    streams: list[FakeStream] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    waiting: list[FakeStream] = field(default_factory=list)
+    running: list[FakeStream] = field(default_factory=list)
+    has_work: bool = False
+    last_step: float = 0.0
+    computed: int = 0
+    dead_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    @property
+    def model(self) -> tuple[ModelInfo, FakeTokenizer]:
+        if self.state is EngineState.LOADING:
+            raise ModelLoading("The model is loading, 40% done.", retry_after=3.0)
+        if self.state is EngineState.DEAD:
+            raise EngineDead(self.dead_reason or "The engine stopped.")
+        return self.info, self.tokenizer
+
+    def submit(self, request: GenerationRequest) -> FakeStream:
+        stream = FakeStream(self, request)
+        self.requests.append(request)
+        self.streams.append(stream)
+        self.waiting.append(stream)
+        self.changed()
+        if not self.manual:
+            script = self.script(request)
+            self.start(stream, script.cached)
+            for text in script.texts:
+                self.say(stream, text)
+            if script.error is not None:
+                self.fail(stream, script.error)
+            else:
+                self.finish(stream, script.reason)
+        return stream
+
+    def start(self, stream: FakeStream, cached: int = 0) -> None:
+        self.waiting.remove(stream)
+        self.running.append(stream)
+        stream.push(Started(self.running.index(stream), len(stream.request.prompt), cached))
+
+    def say(self, stream: FakeStream, text: str) -> None:
+        tokens = tuple(self.tokenizer.encode(text, parse_special=True))
+        k = stream.request.logprobs
+        logprobs = () if k is None else tuple(_logprobs(token, k) for token in tokens)
+        stream.push(Delta(text, tokens, logprobs))
+
+    def finish(
+        self, stream: FakeStream, reason: FinishReason = FinishReason.STOP, completion: int = 5
+    ) -> None:
+        usage = Usage(len(stream.request.prompt), completion, 0)
+        stream.push(Finished(reason, usage, Timings(0.0, 0.0, 0.0)))
+        self._drop(stream)
+
+    def fail(self, stream: FakeStream, error: OnegpuError) -> None:
+        stream.push(Failed(error, Usage(len(stream.request.prompt), 0, 0)))
+        self._drop(stream)
+
+    def abort(self, stream: FakeStream) -> None:
+        self.aborted.append(stream.request_id)
+        self.finish(stream, FinishReason.ABORTED)
+
+    def queue_position(self, request_id: str) -> int | None:
+        ids = [stream.request_id for stream in self.waiting]
+        return ids.index(request_id) + 1 if request_id in ids else None
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(
+            state=self.state,
+            load_progress=self.progress,
+            error=self.dead_reason,
+            slots=self.slots,
+            n_ctx=self.n_ctx,
+            kv_cells=self.slots * self.n_ctx,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            reserved_cells=0,
+            idle_cells=0,
+            has_work=self.has_work,
+            counters=Counter(steps=7, prefill_rows=3, decode_rows=4),
+            step_seconds=0.5,
+            last_step=self.last_step,
+        )
+
+    def slot_views(self) -> list[SlotView]:
+        views = []
+        for index in range(self.slots):
+            stream = self.running[index] if index < len(self.running) else None
+            views.append(
+                SlotView(
+                    index=index,
+                    running=stream is not None,
+                    request_id=stream.request_id if stream else None,
+                    n_ctx=self.n_ctx,
+                    prompt_tokens=len(stream.request.prompt) if stream else 0,
+                    computed_tokens=self.computed if stream else 0,
+                    cached_tokens=0,
+                    generated_tokens=0,
+                    reserved_cells=0,
+                )
+            )
+        return views
+
+    def changed(self) -> None:
+        """Wake those in `until`; call it after changing the engine by hand."""
+        self._changed.set()
+
+    async def until(self, condition: Callable[[FakeEngine], bool], limit: float = 10.0) -> None:
+        """Wait for a state that a change of this engine brings about."""
+        async with asyncio.timeout(limit):
+            while not condition(self):
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def submitted(self, count: int = 1) -> FakeStream:
+        """Wait for the `count`-th request ever; return its stream."""
+        await self.until(lambda engine: len(engine.streams) >= count)
+        return self.streams[count - 1]
+
+    def _drop(self, stream: FakeStream) -> None:
+        for group in (self.waiting, self.running):
+            if stream in group:
+                group.remove(stream)
+        self.changed()
+
+
+def _logprobs(token: int, k: int) -> SampledLogprobs:
+    top = tuple(TokenLogprob((token + i) % 256, -0.5 - i) for i in range(k))
+    return SampledLogprobs(token, -0.5, top)
