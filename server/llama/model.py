@@ -46,12 +46,12 @@ def load_model(library: Library, params: LlamaParams, progress: Callable[[float]
     library.log.clear()
     model = _load_weights(library, params, progress)
     try:
-        _refuse_non_decoders(library, model)
+        refuse_non_decoders(library, model)
         context = library.init_from_model(model, _context_params(library, params))
         if not context:
             raise ConfigError(
                 "llama.cpp could not make a context: "
-                + (library.log.tail(errors_only=True) or "no reason given")
+                + library.log.reason()
                 + ". If memory ran out, lower slots, n_ctx or kv_cells, or choose kv_type q8_0."
             )
     except BaseException:
@@ -79,13 +79,13 @@ def _load_weights(library: Library, params: LlamaParams, progress: Callable[[flo
             library.model_free(model)
         raise failure[0]
     if not model:
-        reason = library.log.tail(2, errors_only=True) or "no reason given"
+        reason = library.log.reason()
         message = f"llama.cpp cannot load {params.path}: {reason}. Download the file again, or choose another one."
         raise ModelFileError(message)
     return model
 
 
-def _refuse_non_decoders(library: Library, model: Address) -> None:
+def refuse_non_decoders(library: Library, model: Address) -> None:
     """Raise `ModelFileError` for models that cannot continue a text."""
     if not library.model_has_decoder(model):
         raise ModelFileError("The model only encodes (embeddings): it cannot generate text. Choose a language model.")

@@ -235,7 +235,7 @@ def library() -> Library:
     if missing:
         raise AssertionError(f"no signature for {sorted(missing)}")
     log = NativeLog()
-    log.install(releasing, os.path.dirname(path))
+    log.install(releasing)
     bound = Library(log=log, **functions)
     bound.backend_init()
     return bound

@@ -7,13 +7,15 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import threading
-from pathlib import Path
 
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 _CONTINUATION = 5
+_PREFIX = re.compile(r"^(?:\w+: )*(?:error loading model[^:]*: )*")
+_SOURCE_PATH = re.compile(r"\S*/(?=[\w.-]+:\d+: )")
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 """`ggml_log_level` to Python's. llama.cpp's "info" is a page per load and its warnings are routine: one step down."""
 
@@ -31,27 +33,25 @@ class NativeLog:
         self._log_callback = _LOG_CALLBACK(self._on_log)
         self._abort_callback = _ABORT_CALLBACK(self._on_abort)
 
-    def install(self, llama: ctypes.CDLL, folder: str) -> None:
-        """Point llama.cpp's log at this object, and ggml's abort message where libggml-base is found in `folder`."""
+    def install(self, llama: ctypes.CDLL) -> None:
+        """Point llama.cpp's log and ggml's abort message at this object. `llama` is the handle of libllama."""
         llama.llama_log_set.restype = None
         llama.llama_log_set.argtypes = [_LOG_CALLBACK, ctypes.c_void_p]
         llama.llama_log_set(self._log_callback, None)
-        for base in sorted(Path(folder).glob("libggml-base.*")):
-            with contextlib.suppress(OSError, AttributeError):
-                ggml = ctypes.CDLL(str(base))
-                ggml.ggml_set_abort_callback.restype = ctypes.c_void_p
-                ggml.ggml_set_abort_callback.argtypes = [_ABORT_CALLBACK]
-                ggml.ggml_set_abort_callback(self._abort_callback)
-                return
+        # The symbol is libggml-base's. Opening that file by path would load it twice: wheels hold copies, not links.
+        with contextlib.suppress(AttributeError):
+            llama.ggml_set_abort_callback.restype = ctypes.c_void_p
+            llama.ggml_set_abort_callback.argtypes = [_ABORT_CALLBACK]
+            llama.ggml_set_abort_callback(self._abort_callback)
 
-    def tail(self, count: int = 3, *, errors_only: bool = False) -> str:
-        """Return the last `count` lines, joined by "; "; with `errors_only` those that llama.cpp called errors."""
+    def reason(self) -> str:
+        """Return the first error since `clear`, without the names of C functions; "no reason given" if none."""
         with self._lock:
-            lines = [text for level, text in self._lines if level >= logging.ERROR or not errors_only]
-        return "; ".join(lines[-count:])
+            errors = [text for level, text in self._lines if level >= logging.ERROR]
+        return _PREFIX.sub("", errors[0]).strip() if errors else "no reason given"
 
     def clear(self) -> None:
-        """Forget the lines, so that `tail` speaks of what comes next."""
+        """Forget the lines, so that `reason` speaks of what comes next."""
         with self._lock:
             self._lines.clear()
 
@@ -75,4 +75,5 @@ class NativeLog:
     def _on_abort(self, text: bytes | None) -> None:
         # The process dies when this returns: straight to the descriptor, past every lock and buffer.
         with contextlib.suppress(Exception):
-            os.write(2, b"llama.cpp aborted the process: " + (text or b"no message").strip() + b"\n")
+            message = _SOURCE_PATH.sub("", (text or b"no message").decode("utf-8", "replace")).strip()
+            os.write(2, f"llama.cpp aborted the process: {message}\n".encode())

@@ -38,8 +38,9 @@ class LlamaVocab:
             b"" if attribute & _HIDDEN else piece for piece, attribute in zip(self._shown, attributes, strict=True)
         ]
         self.eog: frozenset[int] = frozenset(token for token in ids if library.vocab_is_eog(vocab, token))
-        self.control_tokens = self._texts_of(attributes, _CONTROL)
-        self.marker_tokens = self._texts_of(attributes, _USER_DEFINED)
+        self.control_tokens = self._texts_of(attributes, _CONTROL, _CONTROL)
+        # llama.cpp marks some user-defined tokens (`<|fim_pad|>`) as control too: then they are no text.
+        self.marker_tokens = self._texts_of(attributes, _USER_DEFINED | _CONTROL, _USER_DEFINED)
         self.bos_text = self._text_of(library.vocab_bos(vocab))
         self.eos_text = self._text_of(library.vocab_eos(vocab))
 
@@ -76,12 +77,12 @@ class LlamaVocab:
                 raise InvalidRequest(message, param="tokens")
         return b"".join([table[token] for token in tokens])
 
-    def _texts_of(self, attributes: Sequence[int], bit: int) -> Mapping[str, int]:
-        """Text → id of the tokens with an attribute, in order of their ids."""
+    def _texts_of(self, attributes: Sequence[int], mask: int, wanted: int) -> Mapping[str, int]:
+        """Text → id of the tokens whose attributes under `mask` are `wanted`, in order of their ids."""
         found = {
             self._shown[token].decode("utf-8", "replace"): token
             for token, attribute in enumerate(attributes)
-            if attribute & bit and self._shown[token]
+            if attribute & mask == wanted and self._shown[token]
         }
         return MappingProxyType(found)
 

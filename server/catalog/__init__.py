@@ -1,0 +1,1 @@
+"""Model files: what a GGUF's header says."""

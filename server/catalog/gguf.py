@@ -1,0 +1,327 @@
+"""GGUF headers, read without llama.cpp: metadata, tensor sizes, and a check that says what is wrong with a file.
+
+The format is that of ggml's docs/gguf.md, versions 2 and 3, little-endian. The file is mapped, big arrays are stepped
+over and decoded only when asked for, and no count in the file is trusted further than the file is long.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.catalog.gguf_types import BLOCKS, FOREIGN, SCALARS, MetadataValue, ValueType
+from server.core.errors import ModelFileError
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_ALIGNMENT = 32
+_MOST_DIMENSIONS = 4
+_LONGEST_NAME = 65535
+_NOT_TEXT = {
+    "clip": "a vision or audio projector (mmproj), which only accompanies a language model",
+    "mmproj": "a projector, which only accompanies a language model",
+    **dict.fromkeys(
+        ("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"),
+        "an embedding model, which cannot generate text",
+    ),
+    **dict.fromkeys(("t5", "t5encoder"), "an encoder-decoder model, which this server cannot run"),
+    "wavtokenizer-dec": "a speech decoder",
+}
+_END_TOKENS = ("eos", "eot", "eom")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor. `dimensions` as stored: the contiguous one first."""
+
+    name: str
+    dimensions: tuple[int, ...]
+    type_name: str
+    offset: int
+    """Bytes from the start of the data section."""
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayRef:
+    """An array in the file that was stepped over."""
+
+    value_type: ValueType
+    count: int
+    position: int
+    """Byte offset of its first element in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What a GGUF says about itself. Arrays in `metadata` are `ArrayRef`s; `array` reads one."""
+
+    path: Path
+    version: int
+    metadata: Mapping[str, MetadataValue | ArrayRef]
+    tensors: tuple[TensorInfo, ...]
+    data_offset: int
+    file_size: int
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, empty when missing."""
+        value = self.metadata.get("general.architecture", "")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    def integer(self, key: str, default: int = 0) -> int:
+        """Read an integer of the architecture: `integer("block_count")` is `qwen3.block_count`."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+    def array_length(self, key: str) -> int:
+        """Elements of an array, 0 when there is none."""
+        value = self.metadata.get(key)
+        return value.count if isinstance(value, ArrayRef) else 0
+
+    def array(self, key: str) -> list[Any]:
+        """Decode an array; empty when there is none. Raises `ModelFileError` when the file changed or is corrupt."""
+        reference = self.metadata.get(key)
+        if not isinstance(reference, ArrayRef):
+            return []
+        with _mapped(self.path) as data:
+            cursor = _Cursor(data, self.path, reference.position)
+            return list(cursor.elements(reference.value_type, reference.count))
+
+
+class _Cursor:
+    """Reads forward through mapped bytes; every step is checked against the end of the file."""
+
+    def __init__(self, data: mmap.mmap, path: Path, position: int = 0) -> None:
+        self.data = data
+        self.path = path
+        self.position = position
+        self.end = len(data)
+
+    def fail(self, reason: str) -> ModelFileError:
+        return ModelFileError(f"{self.path} is not a sound GGUF: {reason}. Download it again.")
+
+    def take(self, count: int, what: str) -> int:
+        """Step over `count` bytes; return where they start."""
+        start = self.position
+        if count > self.end - start:
+            message = f"{what} needs {count} bytes at offset {start}, but the file ends after {self.end - start} more"
+            raise self.fail(message)
+        self.position = start + count
+        return start
+
+    def scalar(self, kind: ValueType) -> int | float | bool:
+        layout = SCALARS[kind]
+        value: int | float | bool = layout.unpack_from(self.data, self.take(layout.size, "a value"))[0]
+        return value
+
+    def unsigned(self, kind: ValueType) -> int:
+        return int(self.scalar(kind))
+
+    def raw_text(self, what: str) -> bytes:
+        length = self.unsigned(ValueType.UINT64)
+        start = self.take(length, what)
+        return self.data[start : start + length]
+
+    def text(self, what: str) -> str:
+        return self.raw_text(what).decode("utf-8", "replace")
+
+    def kind(self) -> ValueType:
+        number = self.unsigned(ValueType.UINT32)
+        try:
+            return ValueType(number)
+        except ValueError as error:
+            raise self.fail(f"value type {number} does not exist") from error
+
+    def value(self) -> MetadataValue | ArrayRef:
+        kind = self.kind()
+        if kind is ValueType.STRING:
+            return self.text("a metadata string")
+        if kind is ValueType.ARRAY:
+            return self.array()
+        return self.scalar(kind)
+
+    def array(self) -> ArrayRef:
+        kind = self.kind()
+        if kind is ValueType.ARRAY:
+            raise self.fail("it holds an array of arrays, which no model file uses")
+        count = self.unsigned(ValueType.UINT64)
+        reference = ArrayRef(kind, count, self.position)
+        if kind is ValueType.STRING:
+            self._step_over_strings(count)
+        else:
+            self.take(count * SCALARS[kind].size, f"an array of {count} values")
+        return reference
+
+    def _step_over_strings(self, count: int) -> None:
+        # Each string has at least its 8-byte length: a lying count fails here, not after hours of looping.
+        if count * 8 > self.end - self.position:
+            raise self.fail(f"an array claims {count} strings, more than the rest of the file can hold")
+        read, data, position, end = struct.Struct("<Q").unpack_from, self.data, self.position, self.end
+        for _ in range(count):
+            if position + 8 > end:
+                raise self.fail("a list of strings runs past the end of the file")
+            position += 8 + read(data, position)[0]
+        if position > end:
+            raise self.fail("a list of strings runs past the end of the file")
+        self.position = position
+
+    def elements(self, kind: ValueType, count: int) -> Iterator[Any]:
+        if kind is ValueType.STRING:
+            for _ in range(count):
+                yield self.text("a string")
+            return
+        layout = SCALARS[kind]
+        start = self.take(count * layout.size, "an array")
+        for (value,) in layout.iter_unpack(self.data[start : start + count * layout.size]):
+            yield value
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read metadata and tensor table. Raises `ModelFileError` that says what is wrong and what to do."""
+    with _mapped(path) as data:
+        cursor = _Cursor(data, path)
+        version = _read_preamble(cursor)
+        n_tensors = cursor.unsigned(ValueType.UINT64)
+        n_values = cursor.unsigned(ValueType.UINT64)
+        # The smallest entries: a tensor takes 8 + 4 + 4 + 8 bytes, a value 8 + 4 + 1.
+        if n_tensors * 24 + n_values * 13 > cursor.end - cursor.position:
+            message = f"it claims {n_tensors} tensors and {n_values} values, more than its {cursor.end} bytes can hold"
+            raise cursor.fail(message)
+        metadata: dict[str, MetadataValue | ArrayRef] = {}
+        for _ in range(n_values):
+            key = cursor.text("a key")
+            if key in metadata:
+                raise cursor.fail(f"the key {key[:80]!r} appears twice")
+            metadata[key] = cursor.value()
+        tensors = tuple(_read_tensor(cursor) for _ in range(n_tensors))
+        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+            raise cursor.fail(f"its alignment is {alignment!r}, which is not a power of two")
+        start = -(-cursor.position // alignment) * alignment
+        return GgufHeader(path, version, metadata, tensors, start, cursor.end)
+
+
+def check(path: Path) -> GgufHeader:
+    """Read the header and refuse files that cannot be served. Raises `ModelFileError`; loading may still fail later."""
+    header = read_header(path)
+    end = max((tensor.offset + tensor.n_bytes for tensor in header.tensors), default=0)
+    missing = header.data_offset + end - header.file_size
+    if header.tensors and missing > 0:
+        message = f"{path} is truncated: {missing:,} bytes of its tensors are missing. Download it again."
+        raise ModelFileError(message)
+    _check_kind(header)
+    _check_tokenizer(header)
+    return header
+
+
+def _check_kind(header: GgufHeader) -> None:
+    architecture = header.architecture
+    if not architecture:
+        raise ModelFileError(f"{header.path} names no architecture (general.architecture), so it is not a model.")
+    if header.metadata.get("general.type", "model") not in ("model", ""):
+        message = f"{header.path} is of type {header.metadata['general.type']!r}, not a model by itself."
+        raise ModelFileError(message)
+    if architecture in _NOT_TEXT:
+        message = f"{header.path} is {_NOT_TEXT[architecture]} ({architecture}). Choose a language model's GGUF."
+        raise ModelFileError(message)
+    # The first part of a split model may hold none; llama.cpp finds the other parts by their names.
+    if not header.tensors and header.metadata.get("split.count", 1) == 1:
+        raise ModelFileError(f"{header.path} holds no tensors: it is a vocabulary, not a model.")
+
+
+def _check_tokenizer(header: GgufHeader) -> None:
+    n_tokens = header.array_length("tokenizer.ggml.tokens")
+    if "tokenizer.ggml.model" not in header.metadata or n_tokens == 0:
+        message = f"{header.path} has no tokenizer (tokenizer.ggml.*), so it is not a language model's GGUF."
+        raise ModelFileError(message)
+    for name in _END_TOKENS:
+        token = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        # llama.cpp replaces such an id by a default of its own, and answers then never end.
+        if isinstance(token, int) and not 0 <= token < n_tokens:
+            message = (
+                f"{header.path} is not sound: its {name.upper()} token is {token}, but the vocabulary has ids 0 to "
+                f"{n_tokens - 1}. Choose another conversion of this model."
+            )
+            raise ModelFileError(message)
+
+
+def _read_tensor(cursor: _Cursor) -> TensorInfo:
+    name = cursor.text("a tensor's name")
+    n_dimensions = cursor.unsigned(ValueType.UINT32)
+    if n_dimensions > _MOST_DIMENSIONS or len(name) > _LONGEST_NAME:
+        raise cursor.fail(f"tensor {name[:80]!r} claims {n_dimensions} dimensions")
+    dimensions = tuple(cursor.unsigned(ValueType.UINT64) for _ in range(n_dimensions))
+    number = cursor.unsigned(ValueType.UINT32)
+    offset = cursor.unsigned(ValueType.UINT64)
+    if number not in BLOCKS:
+        raise cursor.fail(f"tensor {name[:80]!r} has type {number}, which this server does not know")
+    type_name, block, block_bytes = BLOCKS[number]
+    elements = 1
+    for dimension in dimensions:
+        elements *= dimension
+    if dimensions and dimensions[0] % block:
+        raise cursor.fail(f"rows of tensor {name[:80]!r} do not divide into blocks of {block}")
+    return TensorInfo(name, dimensions, type_name, offset, elements // block * block_bytes)
+
+
+def _read_preamble(cursor: _Cursor) -> int:
+    """Check magic and version; return the version."""
+    head = cursor.data[: min(16, cursor.end)]
+    if head[:4] != _MAGIC:
+        raise ModelFileError(f"{cursor.path} is not a GGUF: {_recognise(head)}. Give the path of a .gguf file.")
+    cursor.take(4, "the magic")
+    version = cursor.unsigned(ValueType.UINT32)
+    if version in _VERSIONS:
+        return version
+    if int.from_bytes(struct.pack("<I", version), "big") in (1, *_VERSIONS):
+        raise ModelFileError(f"{cursor.path} is a big-endian GGUF. Choose a little-endian file of this model.")
+    if version == 1:
+        raise ModelFileError(f"{cursor.path} is GGUF version 1, which llama.cpp no longer reads. Choose a newer file.")
+    raise ModelFileError(f"{cursor.path} is GGUF version {version}; this server reads {_VERSIONS}. Update the server.")
+
+
+def _recognise(head: bytes) -> str:
+    for magic, name in FOREIGN:
+        if head.startswith(magic):
+            return f"it is {name}"
+    # safetensors: a 64-bit length, then JSON.
+    if head[8:9] == b"{":
+        return "it is a safetensors file; convert it, or look for a repository with GGUF in its name"
+    return f"it starts with {head[:4]!r}"
+
+
+class _mapped:  # noqa: N801 - used like a function
+    """Context manager: the file's bytes. Raises `ModelFileError` for what cannot be mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> mmap.mmap:
+        path = self._path
+        try:
+            if path.is_dir():
+                raise ModelFileError(f"{path} is a directory. Give the path of a .gguf file in it.")
+            if path.exists() and not path.is_file():
+                raise ModelFileError(f"{path} is not a regular file. Give the path of a .gguf file.")
+            with path.open("rb") as file:
+                if path.stat().st_size == 0:
+                    raise ModelFileError(f"{path} is empty. Download it again.")
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError as error:
+            raise ModelFileError(f"{path} does not exist. Give the path of a .gguf file.") from error
+        except (OSError, ValueError) as error:
+            raise ModelFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        return self._data
+
+    def __exit__(self, *_exception: object) -> None:
+        self._data.close()
