@@ -9,7 +9,7 @@ VENV := .venv/bin
 CODE := server scripts tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check format lock bench clean
+.PHONY: help install install-dev serve test check format lock docs bench clean
 
 help: ## Print this list
 	@echo "Targets:"
@@ -38,6 +38,9 @@ format: install-dev ## Format and apply the linter's safe fixes
 
 lock: ## Renew requirements*.lock with current versions
 	@PYTHON=$(PYTHON) scripts/lock.sh
+
+docs: install-dev ## Write docs/settings.md from the settings' descriptions
+	@$(VENV)/python scripts/settings_table.py
 
 bench: install-dev ## Compare served tokens/s with the bare llama.cpp loop
 	@$(VENV)/python scripts/bench_engine.py $(ARGS)

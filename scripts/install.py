@@ -133,10 +133,13 @@ def read_stamp() -> dict[str, object]:
 
 def digest(*, dev: bool) -> str:
     """Hash over the content of all that decides what is installed."""
-    parts = [BUILD_LOCK, RUNTIME_LOCK, ROOT / "pyproject.toml", *([DEV_LOCK] if dev else [])]
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part.read_bytes() + b"\0")
+    import tomllib  # newer than the interpreters that main() turns away
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    parts = [project[key] for key in ("build-system", "project")]
+    whole = hashlib.sha256(json.dumps([*parts, project["tool"]["setuptools"]]).encode())
+    for lock in [BUILD_LOCK, RUNTIME_LOCK, *([DEV_LOCK] if dev else [])]:
+        whole.update(lock.read_bytes() + b"\0")
     return whole.hexdigest()
 
 

@@ -142,9 +142,10 @@ class Reporter:
         done, total = self._count
         if not total:
             return f"{self._title}: {self._phase or 'working'}, {elapsed}"
-        left = (now - self._counting_since) * (total - done) / max(done, 1)
+        # The first files say nothing about the pace.
+        left = clock((now - self._counting_since) * (total - done) / done) if done > 4 else "?"
         bar = "#" * (20 * done // total)
-        return f"compiling [{bar:<20}] {done}/{total}  {elapsed} elapsed, about {clock(left)} left"
+        return f"compiling [{bar:<20}] {done}/{total}  {elapsed} elapsed, about {left} left"
 
     def _print(self, text: str, *, last: bool = False) -> None:
         if self._live:
@@ -161,18 +162,19 @@ def run_logged(reporter: Reporter, title: str, command: list[str], *, log: Path,
     tail: collections.deque[str] = collections.deque(maxlen=400)
     with log.open("ab") as sink:
         sink.write(f"\n$ {' '.join(command)}\n".encode())
-        process = subprocess.Popen(
+        sink.flush()
+        with subprocess.Popen(
             command,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        )
-        try:
-            _pump(process, reporter, tail, sink.fileno())
-        finally:
-            if process.poll() is None:
+        ) as process:
+            try:
+                _pump(process, reporter, tail, sink.fileno())
+            except BaseException:
                 process.terminate()
+                raise
             code = process.wait()
     if code != 0:
         lines = list(tail)

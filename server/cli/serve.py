@@ -22,7 +22,8 @@ long requests wait for each other, but nothing that runs ever fails for lack of 
 
 _EPILOG = """\
 A flag wins over the variable (ONEGPU_ENGINE__SLOTS=8 is engine.slots), the variable over the file
-and the file over the default. onegpu.example.yaml has every setting; flags exist for the common ones.
+and the file over the default. onegpu.example.yaml has every setting; flags are for the common
+ones.
 
 examples:
   onegpu serve                                     the demo model, 4 slots of 4096 tokens
@@ -31,7 +32,7 @@ examples:
   onegpu serve m.gguf --kv-type q8_0               a KV cache of about half the size
   onegpu serve --config onegpu.yaml --port 8080    the file, with another port
 
-Stop it with Ctrl-C or SIGTERM: running requests are finished first; a second signal ends at once."""
+Ctrl-C or SIGTERM stops it: running requests are finished first; a second signal ends at once."""
 
 # Flag, placeholder, setting, help: by group. The settings' own validation judges the values.
 _GROUPS = {

@@ -67,7 +67,7 @@ def _section(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
 
 def _advice(model: type[BaseModel], path: KeyPath, siblings: list[str]) -> str:
     near = difflib.get_close_matches(path[-1].lower(), siblings, n=1, cutoff=0.6)
-    if near:
+    if near and "." not in path[-1]:
         return f"; did you mean {'.'.join((*path[:-1], near[0]))}?"
     # The whole name written as one key (`engine.slots: 8`), or a key in the wrong section.
     meant = nearest(model, tuple(path[-1].split(".")))

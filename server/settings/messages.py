@@ -25,7 +25,6 @@ _BOUNDS = {
     "greater_than": ("more than", "gt"),
     "less_than_equal": ("at most", "le"),
     "less_than": ("less than", "lt"),
-    "string_too_short": ("text of length", "min_length"),
 }
 
 
@@ -39,7 +38,9 @@ def describe(error: ErrorDetails) -> str:
         return _choice(str(context["expected"]), value)
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
-        rule = f"must be {words} {context[bound]}"
+        rule = f"must be {words} {shown(context[bound])}"
+    elif kind == "string_too_short":
+        rule = "must not be empty"
     else:
         rule = str(context.get("error", error["msg"]))
     return f"{rule}; it is {shown(value)}"
@@ -52,7 +53,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
-        return str(value)
+        return str(value).removesuffix(".0")
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, list | tuple):

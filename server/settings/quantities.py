@@ -50,8 +50,8 @@ def format_duration(seconds: float) -> str:
         count = seconds / _SECONDS[unit]
         if count >= 1 and count == int(count):
             return f"{int(count)}{unit}"
-    milliseconds = round(seconds * 1000, 6)
-    return f"{milliseconds:g}ms" if seconds else "0s"
+    milliseconds = f"{seconds * 1000:.6f}".rstrip("0").rstrip(".")
+    return f"{milliseconds}ms" if seconds else "0s"
 
 
 def format_size(size: int) -> str:

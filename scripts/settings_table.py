@@ -1,0 +1,49 @@
+"""Writes docs/settings.md from the settings' own descriptions; a test holds the two together.
+
+.venv/bin/python scripts/settings_table.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server.settings import Settings
+from server.settings.environment import variable_name
+from server.settings.fields import leaves
+from server.settings.report import written
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+_HEAD = """\
+# Settings
+
+Each key can stand in the YAML file (`onegpu serve --config FILE`; onegpu.example.yaml has them all)
+or be a variable, which wins over the file. Flags of `onegpu serve` win over both.
+`onegpu check-config FILE` shows the values in force and where each comes from.
+
+Durations are written `500ms`, `30s`, `5m`, `2h` (a plain number is seconds), sizes `500KB`, `10MB`,
+`24GiB` (a plain number is bytes). In a variable `null` is the empty value.
+
+| key | default | variable | meaning |
+|---|---|---|---|
+"""
+
+
+def render() -> str:
+    """The whole document."""
+    rows = [
+        f"| `{'.'.join(path)}` | `{written(field, field.default)}` | `{variable_name(path)}` "
+        f"| {field.description} |\n"
+        for path, field in leaves(Settings)
+    ]
+    return _HEAD + "".join(rows)
+
+
+def main() -> None:
+    """Write the document."""
+    TARGET.parent.mkdir(exist_ok=True)
+    TARGET.write_text(render(), encoding="utf-8")
+    print(f"wrote {TARGET.name}")
+
+
+if __name__ == "__main__":
+    main()
