@@ -111,6 +111,9 @@ def install(*, dev: bool) -> None:
     install_native(reporter, cmake_args, rebuild=cmake_args != str(stamp.get("cmake_args", "")))
     lock = DEV_LOCK if dev else RUNTIME_LOCK
     pip(reporter, "Dependencies", ["--no-build-isolation", "--requirement", str(lock)], hashes=True)
+    # A library built for another CPU or CUDA fails here, with advice, and not in the server.
+    loads = [str(PYTHON), "-c", "import llama_cpp; llama_cpp.llama_backend_init()"]
+    run_logged(reporter, "llama.cpp loads", loads, log=VENV / "install.log", cwd=ROOT)
     project = ["--no-build-isolation", "--no-deps", "--editable", str(ROOT)]
     pip(reporter, "onegpu itself", project, hashes=False)
     stamp_path().write_text(json.dumps(wanted), encoding="utf-8")
@@ -203,8 +206,6 @@ def install_native(reporter: Reporter, cmake_args: str, *, rebuild: bool) -> Non
     elif rebuild:
         arguments += ["--force-reinstall"]
     pip(reporter, "llama.cpp (compiled here, some minutes)", arguments, hashes=True)
-    loads = [str(PYTHON), "-c", "import llama_cpp; llama_cpp.llama_backend_init()"]
-    run_logged(reporter, "llama.cpp loads", loads, log=VENV / "install.log", cwd=ROOT)
 
 
 def native_requirement(lock: str) -> str:
