@@ -16,7 +16,7 @@ from typing import TextIO
 TAIL_LINES = 25
 NINJA = re.compile(r"^\s*\[(\d+)/(\d+)\]")
 PHASES = (
-    (re.compile(r"^\s*Downloading (\S+?)(?:\.metadata)? \((.*?)\)"), r"downloading \1, \2"),
+    (re.compile(r"^\s*Downloading ([\w.]+)-\d\S* \((.*?)\)"), r"downloading \1, \2"),
     (re.compile(r"\*\*\* Configuring CMake"), "configuring"),
     (re.compile(r"\*\*\* Building project"), "compiling"),
     (re.compile(r"\*\*\* Installing project"), "packing"),

@@ -25,7 +25,7 @@ def test_without_a_terminal_there_is_a_line_every_five_percent() -> None:
 
     lines = out.getvalue().splitlines()
     counted = [line for line in lines if "/200" in line]
-    assert lines[:2] == ["llama.cpp ...", "  downloading llama_cpp_python-0.3.36.tar.gz, 76.6 MB"]
+    assert lines[:2] == ["llama.cpp ...", "  downloading llama_cpp_python, 76.6 MB"]
     assert len(counted) == 21
     assert "[##########          ] 100/200" in counted[10]
     assert "200/200" in counted[-1]
