@@ -9,6 +9,7 @@ The scripted model's greedy next token depends on the last token only: attention
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +23,30 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-_MERGES = ("h e", "t he", "Ġ the", "i n", "e r", "o n", "a n", "Ġ w", "o r", "l d", "or ld", "Ġw orld", "he l", "l o")
+MARKERS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
+_MERGES = (
+    "h e",
+    "t he",
+    "Ġ the",
+    "i n",
+    "e r",
+    "o n",
+    "a n",
+    "Ġ w",
+    "o r",
+    "l d",
+    "or ld",
+    "Ġw orld",
+    "he l",
+    "l o",
+)
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 Floats = npt.NDArray[np.float32]
@@ -113,7 +136,7 @@ def successors(spec: ModelSpec) -> list[int]:
     chain = [vocab.id_of(piece) for piece in (spec.start, *(spec.script or ()), b"<|im_end|>")]
     if len(set(chain)) != len(chain):
         raise ValueError("a script needs distinct pieces, other than its start and <|im_end|>")
-    mapping = dict(zip(chain, chain[1:], strict=False))
+    mapping = dict(itertools.pairwise(chain))
     sources = [token for token in range(len(vocab.texts)) if token not in mapping]
     taken = set(mapping.values())
     targets = [token for token in range(len(vocab.texts)) if token not in taken]
@@ -153,7 +176,10 @@ def _add_shape(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     prefix = spec.architecture
     writer.add_uint32(f"{prefix}.context_length", spec.context_length)
     writer.add_uint32(f"{prefix}.embedding_length", spec.embedding)
-    writer.add_uint32(f"{prefix}.block_count", spec.layers if spec.declared_layers is None else spec.declared_layers)
+    writer.add_uint32(
+        f"{prefix}.block_count",
+        spec.layers if spec.declared_layers is None else spec.declared_layers,
+    )
     writer.add_uint32(f"{prefix}.feed_forward_length", spec.feed_forward)
     writer.add_uint32(f"{prefix}.attention.head_count", spec.heads)
     writer.add_uint32(f"{prefix}.attention.head_count_kv", spec.kv_heads)
@@ -187,7 +213,8 @@ def _tensors(spec: ModelSpec, n_vocab: int) -> Sequence[tuple[str, Floats]]:
     def weight(rows: int, columns: int, *, silent: bool = False) -> Floats:
         if silent:
             return np.zeros((rows, columns), dtype=np.float32)
-        return (random.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+        made = random.standard_normal((rows, columns), dtype=np.float32)
+        return made / np.float32(np.sqrt(columns))
 
     def ones(size: int) -> Floats:
         return np.ones(size, dtype=np.float32)
@@ -199,7 +226,11 @@ def _tensors(spec: ModelSpec, n_vocab: int) -> Sequence[tuple[str, Floats]]:
         output[successors(spec)] = 2 * embedding
     if spec.nan_logits:
         output[:] = np.nan
-    tensors = [("token_embd.weight", embedding), ("output_norm.weight", ones(spec.embedding)), ("output.weight", output)]
+    tensors = [
+        ("token_embd.weight", embedding),
+        ("output_norm.weight", ones(spec.embedding)),
+        ("output.weight", output),
+    ]
     queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     for layer in range(spec.layers):
         block = {

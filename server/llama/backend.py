@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from server.core.errors import GenerationFailed
 from server.core.request import GenerationRequest
@@ -21,6 +22,7 @@ from server.llama.sampling import Sampler, SamplerSource, make_sampler
 from server.llama.vocab import LlamaVocab
 
 _FLOAT_BYTES = 4
+_WARM_UP_ROWS = 8
 
 
 class LlamaBackend:
@@ -159,42 +161,55 @@ class LlamaBackend:
         return self._cells[slot]
 
     def _sample(self, slot: int, index: int) -> Sample:
-        """Draw from row `index` of the batch; whatever goes wrong is this sequence's own failure."""
+        """Draw from row `index` of the batch; what goes wrong is this sequence's own failure."""
         try:
-            sampler = self._samplers[slot]
-            row = self._library.get_logits_ith(self._context, index)
-            if sampler is None or not row:
-                raise GenerationFailed("The model gave no output for this request.")
-            if math.isnan(_float_at(row)):
-                raise GenerationFailed("The model computed NaN: the file is damaged or its numbers overflow.")
-            token = self._library.sampler_sample(sampler.chain, self._context, index)
-            # With nothing left to choose from, llama.cpp returns some token without a word.
-            if token in sampler.forbidden or not math.isfinite(_float_at(row + token * _FLOAT_BYTES)):
-                raise GenerationFailed("No token was allowed here: every one is forbidden or has no finite logit.")
-            if sampler.logprobs is None:
-                return Sample(token)
-            return Sample(token, logprobs_of(_floats_at(row, self._n_vocab), token, sampler.logprobs))
+            return self._draw(slot, index)
         except GenerationFailed as error:
             return Sample(-1, error=error)
-        except Exception as error:  # noqa: BLE001 - one request's failure must not take its neighbours along
+        except Exception as error:  # noqa: BLE001 - must not take this sequence's neighbours along
             return Sample(-1, error=GenerationFailed(f"Sampling failed: {error}"))
 
+    def _draw(self, slot: int, index: int) -> Sample:
+        sampler = self._samplers[slot]
+        row = self._library.get_logits_ith(self._context, index)
+        if sampler is None or not row:
+            raise GenerationFailed("The model gave no output for this request.")
+        # A NaN in the hidden state makes every logit one; llama.cpp would draw some token silently.
+        if math.isnan(_float_at(row)):
+            raise GenerationFailed("The model computed NaN: its file is damaged or overflows.")
+        token = self._library.sampler_sample(sampler.chain, self._context, index)
+        # With nothing left to choose from, llama.cpp returns some token without a word.
+        if token in sampler.forbidden or not math.isfinite(_float_at(row + token * _FLOAT_BYTES)):
+            raise GenerationFailed("No token was allowed: all are forbidden or without a logit.")
+        if sampler.logprobs is None:
+            return Sample(token)
+        logits = _floats_at(row, self._n_vocab)
+        return Sample(token, logprobs_of(logits, token, sampler.logprobs))
+
     def warm_up(self) -> None:
-        """Decode a few rows and forget them: pages in the weights before the first request waits for it."""
+        """Decode once and forget it, so that the first request waits for no page or pool.
+
+        On a GPU a full graph: its memory pools then reach their peak while a failure is harmless.
+        """
+        gpu = self._library.supports_gpu_offload()
+        count = self._library.n_ubatch(self._context) if gpu else _WARM_UP_ROWS
         token = next(iter(self._vocab.eog), 0)
-        self._batch.fill([Rows(slot=0, start=0, tokens=[token] * min(8, self._batch.n_rows), output=True)])
+        rows = [Rows(slot=0, start=0, tokens=[token] * min(count, self.n_batch), output=True)]
+        self._batch.fill(rows)
         self._library.decode(self._context, self._batch.native)
         self._library.synchronize(self._context)
-        self._library.memory_clear(self._memory, True)
+        clear_data = True
+        self._library.memory_clear(self._memory, clear_data)
 
 
 def _float_at(address: int) -> float:
     return ctypes.c_float.from_address(address).value
 
 
-def _floats_at(address: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _floats_at(address: int, count: int) -> npt.NDArray[np.float32]:
     """View `count` floats at `address`; valid until the next decode."""
-    return np.frombuffer((ctypes.c_float * count).from_address(address), dtype=np.float32)
+    view = (ctypes.c_float * count).from_address(address)
+    return np.ctypeslib.as_array(view)
 
 
 def _suppressed_tokens(loaded: LoadedModel, vocab: int, n_vocab: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from server.engine.plan import Rows
 from server.llama.native import Batch
@@ -23,12 +24,14 @@ class BatchBuffer:
         self._seq_id = np.zeros(n_rows, dtype=np.int32)
         self._output = np.zeros(n_rows, dtype=np.int8)
         # C reads sequence ids through a pointer per row; row i's points at element i.
-        self._seq_id_pointers = self._seq_id.ctypes.data + np.arange(n_rows, dtype=np.uintp) * self._seq_id.itemsize
+        self._seq_id_pointers = (
+            self._seq_id.ctypes.data + np.arange(n_rows, dtype=np.uintp) * self._seq_id.itemsize
+        )
         self._count_up = np.arange(n_rows, dtype=np.int32)
-        self._positions = memoryview(self._position)
-        self._tokens = memoryview(self._token)
-        self._seq_ids = memoryview(self._seq_id)
-        self._outputs = memoryview(self._output)
+        self._positions = self._position.data
+        self._tokens = self._token.data
+        self._seq_ids = self._seq_id.data
+        self._outputs = self._output.data
         self.native = Batch(
             n_tokens=0,
             token=_pointer(self._token, ctypes.c_int32),
@@ -64,5 +67,5 @@ class BatchBuffer:
         return outputs
 
 
-def _pointer(array: np.ndarray[tuple[int], np.dtype[np.generic]], kind: type) -> object:
+def _pointer(array: npt.NDArray[np.generic], kind: type) -> object:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from server.core.errors import ConfigError, ModelFileError
 from server.engine.interface import ModelInfo
@@ -38,7 +39,9 @@ class LoadedModel:
     context: Address
 
 
-def load_model(library: Library, params: LlamaParams, progress: Callable[[float], None]) -> LoadedModel:
+def load_model(
+    library: Library, params: LlamaParams, progress: Callable[[float], None]
+) -> LoadedModel:
     """Load file and context in the calling thread. `progress` takes 0 to 1; an exception in it stops the load.
 
     Raises `ModelFileError` or `ConfigError` with llama.cpp's own last error.
@@ -47,20 +50,26 @@ def load_model(library: Library, params: LlamaParams, progress: Callable[[float]
     model = _load_weights(library, params, progress)
     try:
         refuse_non_decoders(library, model)
-        context = library.init_from_model(model, _context_params(library, params))
-        if not context:
-            raise ConfigError(
-                "llama.cpp could not make a context: "
-                + library.log.reason()
-                + ". If memory ran out, lower slots, n_ctx or kv_cells, or choose kv_type q8_0."
-            )
+        context = _make_context(library, model, params)
     except BaseException:
         library.model_free(model)
         raise
     return LoadedModel(library, model, context)
 
 
-def _load_weights(library: Library, params: LlamaParams, progress: Callable[[float], None]) -> Address:
+def _make_context(library: Library, model: Address, params: LlamaParams) -> Address:
+    context = library.init_from_model(model, _context_params(library, params))
+    if not context:
+        raise ConfigError(
+            f"llama.cpp could not make a context: {library.log.reason()}. If memory ran out, lower "
+            "slots, n_ctx or kv_cells, or choose kv_type q8_0."
+        )
+    return context
+
+
+def _load_weights(
+    library: Library, params: LlamaParams, progress: Callable[[float], None]
+) -> Address:
     failure: list[BaseException] = []
 
     def report(fraction: float, _data: object) -> bool:
@@ -88,9 +97,13 @@ def _load_weights(library: Library, params: LlamaParams, progress: Callable[[flo
 def refuse_non_decoders(library: Library, model: Address) -> None:
     """Raise `ModelFileError` for models that cannot continue a text."""
     if not library.model_has_decoder(model):
-        raise ModelFileError("The model only encodes (embeddings): it cannot generate text. Choose a language model.")
+        raise ModelFileError(
+            "The model only encodes (embeddings): it cannot generate text. Choose a language model."
+        )
     if library.model_has_encoder(model):
-        raise ModelFileError("Encoder-decoder models such as T5 are not supported. Choose a decoder-only model.")
+        raise ModelFileError(
+            "Encoder-decoder models such as T5 are not supported. Choose a decoder-only model."
+        )
 
 
 def gpu_layers(library: Library, params: LlamaParams) -> int:
@@ -125,7 +138,8 @@ def _context_params(library: Library, params: LlamaParams) -> ContextParams:
     # The default reserves n_ubatch × n_vocab logits; fewer than n_seq_max abort the process.
     native.n_outputs_max = params.slots
     native.n_outputs_max_per_seq = 1
-    native.n_threads = native.n_threads_batch = params.thread_count
+    native.n_threads = params.thread_count
+    native.n_threads_batch = params.batch_thread_count
     native.kv_unified = params.unified
     native.swa_full = True
     native.flash_attn_type = _FLASH.get(params.flash_attention, _FLASH["on"])
@@ -135,6 +149,10 @@ def _context_params(library: Library, params: LlamaParams) -> ContextParams:
     native.rope_freq_base = params.rope_freq_base
     native.rope_freq_scale = params.rope_freq_scale
     native.yarn_orig_ctx = params.yarn_orig_ctx
+    for name in ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"):
+        value = getattr(params, name)
+        if value is not None:
+            setattr(native, name, value)
     native.no_perf = True
     return native
 
@@ -156,8 +174,7 @@ def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelIn
     return ModelInfo(
         path=str(params.path),
         architecture=metadata.get("general.architecture", ""),
-        description=_text(lambda buffer, size: library.model_desc(model, buffer, size)),
-        size_bytes=library.model_size(model),
+        description=_describe(library, model),
         n_params=library.model_n_params(model),
         n_vocab=n_vocab,
         n_ctx_train=library.model_n_ctx_train(model),
@@ -169,19 +186,24 @@ def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelIn
     )
 
 
-def _text(read: Callable[[ctypes.Array[ctypes.c_char], int], int]) -> str:
-    """Run a C function that fills a buffer like snprintf."""
-    buffer = ctypes.create_string_buffer(_LONGEST_VALUE)
-    return buffer.value.decode("utf-8", "replace") if read(buffer, _LONGEST_VALUE) >= 0 else ""
-
-
 def _read_metadata(library: Library, model: Address) -> dict[str, str]:
-    metadata = {}
-    for index in range(library.model_meta_count(model)):
-        key = _text(lambda buffer, size, i=index: library.model_meta_key_by_index(model, i, buffer, size))
-        value = _text(lambda buffer, size, i=index: library.model_meta_val_str_by_index(model, i, buffer, size))
-        metadata[key] = value
-    return metadata
+    """Read all scalar metadata; llama.cpp renders numbers and short arrays as text."""
+    buffer = ctypes.create_string_buffer(_LONGEST_VALUE)
+
+    def text(read: Callable[[Address, int, Any, int], int], index: int) -> str:
+        length = read(model, index, buffer, _LONGEST_VALUE)
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
+
+    count = library.model_meta_count(model)
+    keys = [text(library.model_meta_key_by_index, index) for index in range(count)]
+    values = [text(library.model_meta_val_str_by_index, index) for index in range(count)]
+    return dict(zip(keys, values, strict=True))
+
+
+def _describe(library: Library, model: Address) -> str:
+    buffer = ctypes.create_string_buffer(_LONGEST_VALUE)
+    library.model_desc(model, buffer, _LONGEST_VALUE)
+    return buffer.value.decode("utf-8", "replace")
 
 
 def fingerprint(params: LlamaParams) -> str:

@@ -94,7 +94,9 @@ _SIGNATURES: dict[str, _Signature] = {
     "vocab_get_attr": _Signature(ctypes.c_int, (_P, _I32)),
     "vocab_is_eog": _Signature(_BOOL, (_P, _I32)),
     "vocab_get_suppress_tokens": _Signature(_P, (_P, ctypes.POINTER(_I32))),
-    "tokenize": _Signature(_I32, (_P, _STR, _I32, ctypes.POINTER(_I32), _I32, _BOOL, _BOOL), quick=False),
+    "tokenize": _Signature(
+        _I32, (_P, _STR, _I32, ctypes.POINTER(_I32), _I32, _BOOL, _BOOL), quick=False
+    ),
     "token_to_piece": _Signature(_I32, (_P, _I32, _STR, _I32, _I32, _BOOL)),
     "sampler_chain_init": _Signature(_P, (bindings.llama_sampler_chain_params,)),
     "sampler_chain_add": _Signature(None, (_P, _P)),
@@ -197,7 +199,9 @@ def _bind(name: str, signature: _Signature, handle: ctypes.CDLL) -> Any:
     """Return a function of its own (not the handle's shared attribute), checked against the bindings' own types."""
     symbol = f"llama_{name}"
     known = getattr(bindings, symbol)
-    if [ctypes.sizeof(t) for t in known.argtypes] != [ctypes.sizeof(t) for t in signature.arguments]:
+    if [ctypes.sizeof(t) for t in known.argtypes] != [
+        ctypes.sizeof(t) for t in signature.arguments
+    ]:
         message = f"{symbol} has other arguments than this server was written for; install llama-cpp-python=={PINNED_VERSION}."
         raise ConfigError(message)
     function = handle[symbol]

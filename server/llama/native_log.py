@@ -75,5 +75,7 @@ class NativeLog:
     def _on_abort(self, text: bytes | None) -> None:
         # The process dies when this returns: straight to the descriptor, past every lock and buffer.
         with contextlib.suppress(Exception):
-            message = _SOURCE_PATH.sub("", (text or b"no message").decode("utf-8", "replace")).strip()
+            message = _SOURCE_PATH.sub(
+                "", (text or b"no message").decode("utf-8", "replace")
+            ).strip()
             os.write(2, f"llama.cpp aborted the process: {message}\n".encode())

@@ -57,6 +57,11 @@ class LlamaParams:
     """0 takes the model's own, as for the next."""
     rope_freq_scale: float = 0.0
     yarn_orig_ctx: int = 0
+    yarn_ext_factor: float | None = None
+    """None takes the model's own, as for the next three."""
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
     flash_attention: FlashAttention = "auto"
     """`auto`: on. Without it saving and loading of prefixes is 500 times slower, and V cannot be quantized."""
     kv_type: KvType = "f16"
@@ -70,14 +75,21 @@ class LlamaParams:
     """Most rows of one computed graph."""
     threads: int | None = None
     """None: the physical cores that this process may use."""
+    threads_batch: int | None = None
+    """Threads for graphs of more than one row; None: as `threads`."""
     warmup: bool = True
     """Decode once at load, so that the first request does not pay for page faults."""
 
     def __post_init__(self) -> None:
         """Refuse what llama.cpp would answer with an abort, a silent change or a vague failure."""
-        _require(1 <= self.slots <= _MOST_SEQUENCES, f"slots must be 1 to {_MOST_SEQUENCES}, not {self.slots}")
+        _require(
+            1 <= self.slots <= _MOST_SEQUENCES,
+            f"slots must be 1 to {_MOST_SEQUENCES}, not {self.slots}",
+        )
         _require(8 <= self.n_ctx <= 2**24, f"n_ctx must be 8 to {2**24} tokens, not {self.n_ctx}")
-        _require(self.total_cells <= 2**28, f"kv_cells must be at most {2**28}, not {self.total_cells}")
+        _require(
+            self.total_cells <= 2**28, f"kv_cells must be at most {2**28}, not {self.total_cells}"
+        )
         _require(
             self.total_cells >= self.n_ctx,
             f"kv_cells ({self.kv_cells}) must hold at least one full context: raise it, or lower n_ctx ({self.n_ctx})",
@@ -88,7 +100,8 @@ class LlamaParams:
             f"n_batch ({self.n_batch}) must be at least slots ({self.slots}): every running request needs a row",
         )
         _require(
-            self.n_batch >= self.n_ubatch, f"n_ubatch ({self.n_ubatch}) must not be larger than n_batch ({self.n_batch})"
+            self.n_batch >= self.n_ubatch,
+            f"n_ubatch ({self.n_ubatch}) must not be larger than n_batch ({self.n_batch})",
         )
         _require(self.n_batch <= 2**16, f"n_batch must be at most {2**16}, not {self.n_batch}")
         for name, value in (("kv_type", self.kv_type), ("kv_type_v", self.kv_type_v)):
@@ -99,10 +112,12 @@ class LlamaParams:
             f"a {self.value_type} value cache needs flash attention: set flash_attention to auto or on, or kv_type to f16",
         )
         _require(
-            self.layout in ("auto", "unified", "split"), f"layout must be auto, unified or split, not {self.layout!r}"
+            self.layout in ("auto", "unified", "split"),
+            f"layout must be auto, unified or split, not {self.layout!r}",
         )
         _require(
-            self.rope_scaling in ROPE_SCALINGS, f"rope_scaling must be one of {', '.join(ROPE_SCALINGS)}"
+            self.rope_scaling in ROPE_SCALINGS,
+            f"rope_scaling must be one of {', '.join(ROPE_SCALINGS)}",
         )
         _require(
             self.rope_freq_base >= 0.0 and self.rope_freq_scale >= 0.0 and self.yarn_orig_ctx >= 0,
@@ -121,8 +136,12 @@ class LlamaParams:
             layers in ("auto", "all") or (isinstance(layers, int) and layers >= 0),
             f"n_gpu_layers must be auto, all or a number of layers, not {layers!r}",
         )
-        _require(0 <= self.main_gpu < 64, f"main_gpu must be a device number from 0, not {self.main_gpu}")
-        _require(self.threads is None or 1 <= self.threads <= 512, f"threads must be 1 to 512, not {self.threads}")
+        _require(
+            0 <= self.main_gpu < 64, f"main_gpu must be a device number from 0, not {self.main_gpu}"
+        )
+        for name, threads in (("threads", self.threads), ("threads_batch", self.threads_batch)):
+            known = threads is None or 1 <= threads <= 512
+            _require(known, f"{name} must be 1 to 512, not {threads}")
 
     @property
     def unified(self) -> bool:
@@ -155,11 +174,16 @@ class LlamaParams:
 
     @property
     def thread_count(self) -> int:
-        """Threads to compute with."""
+        """Threads to compute single rows with."""
         return self.threads if self.threads is not None else physical_cores()
 
+    @property
+    def batch_thread_count(self) -> int:
+        """Threads to compute several rows with."""
+        return self.threads_batch if self.threads_batch is not None else self.thread_count
 
-def _require(condition: bool, message: str) -> None:
+
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise ConfigError(message[0].upper() + message[1:] + ".")
 
@@ -169,7 +193,9 @@ def physical_cores() -> int:
 
     A second thread on the same core slows llama.cpp down.
     """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    allowed = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
     cores: set[str] = set()
     for cpu in allowed:
         topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")

@@ -28,7 +28,9 @@ def probe(path: Path) -> None:
     """
     command = [sys.executable, "-m", "server.llama.probe", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False
+        )
     except subprocess.TimeoutExpired as error:
         message = f"{path}: llama.cpp did not finish reading the file within {_TIMEOUT:.0f} s."
         raise ModelFileError(message) from error
@@ -50,7 +52,10 @@ def _verdict(stdout: str, stderr: str, code: int) -> str | None:
         return None if answer.get("ok") else str(answer["error"])
     except (IndexError, KeyError, ValueError, AttributeError):
         lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-        said = next((line for line in lines if line.startswith("llama.cpp aborted")), lines[-1] if lines else "")
+        said = next(
+            (line for line in lines if line.startswith("llama.cpp aborted")),
+            lines[-1] if lines else "",
+        )
         return f"llama.cpp broke off while reading it ({said or f'exit status {code}'})"
 
 

@@ -57,13 +57,19 @@ class _Context:
     def penalties_window(self) -> int:
         """Tokens that the penalties look back on; 0 when they are neutral."""
         p = self.params
-        neutral = p.repeat_penalty == 1.0 and p.presence_penalty == 0.0 and p.frequency_penalty == 0.0
+        neutral = (
+            p.repeat_penalty == 1.0 and p.presence_penalty == 0.0 and p.frequency_penalty == 0.0
+        )
         return 0 if neutral else self.look_back(p.repeat_last_n)
 
     @property
     def dry_window(self) -> int:
         """Tokens that DRY looks back on; 0 when it is off."""
-        return 0 if self.params.dry_multiplier == 0.0 else self.look_back(self.params.dry_penalty_last_n)
+        return (
+            0
+            if self.params.dry_multiplier == 0.0
+            else self.look_back(self.params.dry_penalty_last_n)
+        )
 
     @property
     def draws(self) -> bool:
@@ -86,14 +92,20 @@ class _Stage:
 
 
 def _logit_bias(c: _Context) -> Address:
-    entries = (LogitBias * len(c.bias))(*(LogitBias(token, value) for token, value in c.bias.items()))
+    entries = (LogitBias * len(c.bias))(
+        *(LogitBias(token, value) for token, value in c.bias.items())
+    )
     return c.source.library.sampler_init_logit_bias(c.source.n_vocab, len(entries), entries)
 
 
 def _penalties(c: _Context) -> Address:
     p = c.params
     return c.source.library.sampler_init_penalties(
-        c.source.n_vocab, c.penalties_window, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
+        c.source.n_vocab,
+        c.penalties_window,
+        p.repeat_penalty,
+        p.frequency_penalty,
+        p.presence_penalty,
     )
 
 
@@ -114,14 +126,18 @@ def _dry(c: _Context) -> Address:
 def _temperature(c: _Context) -> Address:
     p = c.params
     if p.dynatemp_range > 0.0:
-        return c.source.library.sampler_init_temp_ext(p.temperature, p.dynatemp_range, p.dynatemp_exponent)
+        return c.source.library.sampler_init_temp_ext(
+            p.temperature, p.dynatemp_range, p.dynatemp_exponent
+        )
     return c.source.library.sampler_init_temp(p.temperature)
 
 
 def _mirostat(c: _Context) -> Address:
     p, library = c.params, c.source.library
     if p.mirostat == 1:
-        return library.sampler_init_mirostat(c.source.n_vocab, c.seed, p.mirostat_tau, p.mirostat_eta, _MIROSTAT_M)
+        return library.sampler_init_mirostat(
+            c.source.n_vocab, c.seed, p.mirostat_tau, p.mirostat_eta, _MIROSTAT_M
+        )
     return library.sampler_init_mirostat_v2(c.seed, p.mirostat_tau, p.mirostat_eta)
 
 
@@ -201,7 +217,9 @@ def _bias_of(source: SamplerSource, request: GenerationRequest) -> dict[int, flo
     for token, value in bias.items():
         # llama.cpp would use the id as an index and draw from NaN or infinite logits without a word.
         if not 0 <= token < source.n_vocab or not value < math.inf:
-            message = f"logit_bias: token {token} with value {value} is not possible with this vocabulary"
+            message = (
+                f"logit_bias: token {token} with value {value} is not possible with this vocabulary"
+            )
             raise ValueError(message)
     return bias
 

@@ -30,21 +30,28 @@ class LlamaVocab:
         self._vocab = vocab
         self.n_vocab: int = library.vocab_n_tokens(vocab)
         if library.vocab_type(vocab) == 0 or self.n_vocab == 0:
-            raise ModelFileError("The GGUF has no tokenizer, so it cannot be served as a language model.")
+            raise ModelFileError(
+                "The GGUF has no tokenizer, so it cannot be served as a language model."
+            )
         ids = range(self.n_vocab)
         attributes = [library.vocab_get_attr(vocab, token) for token in ids]
         self._shown = _read_pieces(library, vocab, self.n_vocab)
         self.pieces: Sequence[bytes] = [
-            b"" if attribute & _HIDDEN else piece for piece, attribute in zip(self._shown, attributes, strict=True)
+            b"" if attribute & _HIDDEN else piece
+            for piece, attribute in zip(self._shown, attributes, strict=True)
         ]
-        self.eog: frozenset[int] = frozenset(token for token in ids if library.vocab_is_eog(vocab, token))
+        self.eog: frozenset[int] = frozenset(
+            token for token in ids if library.vocab_is_eog(vocab, token)
+        )
         self.control_tokens = self._texts_of(attributes, _CONTROL, _CONTROL)
         # llama.cpp marks some user-defined tokens (`<|fim_pad|>`) as control too: then they are no text.
         self.marker_tokens = self._texts_of(attributes, _USER_DEFINED | _CONTROL, _USER_DEFINED)
         self.bos_text = self._text_of(library.vocab_bos(vocab))
         self.eos_text = self._text_of(library.vocab_eos(vocab))
 
-    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
         """Token ids of `text`. `add_special` adds BOS/EOS as the model wants; `parse_special` reads control tokens.
 
         Raises `InvalidRequest` for text that UTF-8 cannot carry (lone surrogates).
@@ -60,7 +67,9 @@ class LlamaVocab:
         room = len(data) + 16
         while True:
             buffer = (ctypes.c_int32 * room)()
-            count = self._tokenize(self._vocab, data, len(data), buffer, room, add_special, parse_special)
+            count = self._tokenize(
+                self._vocab, data, len(data), buffer, room, add_special, parse_special
+            )
             if count >= 0:
                 return buffer[:count]
             if -count <= room:
@@ -73,7 +82,9 @@ class LlamaVocab:
         n_vocab = self.n_vocab
         for token in tokens:
             if not 0 <= token < n_vocab:
-                message = f"Token id {token} is out of range; this model has ids 0 to {n_vocab - 1}."
+                message = (
+                    f"Token id {token} is out of range; this model has ids 0 to {n_vocab - 1}."
+                )
                 raise InvalidRequest(message, param="tokens")
         return b"".join([table[token] for token in tokens])
 
