@@ -175,6 +175,7 @@ def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelIn
         path=str(params.path),
         architecture=metadata.get("general.architecture", ""),
         description=_describe(library, model),
+        size_bytes=library.model_size(model),
         n_params=library.model_n_params(model),
         n_vocab=n_vocab,
         n_ctx_train=library.model_n_ctx_train(model),
