@@ -30,6 +30,9 @@ BUILD_LOCK = ROOT / "requirements-build.lock"
 RUNTIME_LOCK = ROOT / "requirements.lock"
 DEV_LOCK = ROOT / "requirements-dev.lock"
 NATIVE = "llama-cpp-python"
+# What the last complete installation, and the last compilation, were made from; both in .venv.
+STAMP = "onegpu-install.json"
+NATIVE_STAMP = "onegpu-native.json"
 
 
 def main() -> int:
@@ -96,19 +99,20 @@ def only_one_at_a_time() -> Iterator[None]:
 
 def install(*, dev: bool) -> None:
     """Run the steps that the stamp says are missing. Raises Failed with advice."""
-    stamp = read_stamp()
+    stamp = read_json(VENV / STAMP)
+    built = read_json(VENV / NATIVE_STAMP)
     # Development tools stay once installed: `make serve` after `make test` is a no-op too.
     dev = dev or bool(stamp.get("dev"))
-    cmake_args = os.environ.get("CMAKE_ARGS", str(stamp.get("cmake_args", "")))
+    cmake_args = os.environ.get("CMAKE_ARGS", str(built.get("cmake_args", "")))
     wanted = {"dev": dev, "cmake_args": cmake_args, "root": str(ROOT), "locks": digest(dev=dev)}
     if stamp == wanted and PYTHON.exists():
         return
     reporter = Reporter(sys.stdout)
     make_environment(reporter)
     (VENV / "install.log").write_text("", encoding="utf-8")
-    stamp_path().unlink(missing_ok=True)
+    (VENV / STAMP).unlink(missing_ok=True)
     pip(reporter, "Build tools", ["--requirement", str(BUILD_LOCK)], hashes=True)
-    install_native(reporter, cmake_args, rebuild=cmake_args != str(stamp.get("cmake_args", "")))
+    install_native(reporter, cmake_args, rebuild=cmake_args != str(built.get("cmake_args", "")))
     lock = DEV_LOCK if dev else RUNTIME_LOCK
     pip(reporter, "Dependencies", ["--no-build-isolation", "--requirement", str(lock)], hashes=True)
     # A library built for another CPU or CUDA fails here, with advice, and not in the server.
@@ -116,19 +120,14 @@ def install(*, dev: bool) -> None:
     run_logged(reporter, "llama.cpp loads", loads, log=VENV / "install.log", cwd=ROOT)
     project = ["--no-build-isolation", "--no-deps", "--editable", str(ROOT)]
     pip(reporter, "onegpu itself", project, hashes=False)
-    stamp_path().write_text(json.dumps(wanted), encoding="utf-8")
+    (VENV / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
     reporter.done("Installed: .venv/bin/onegpu")
 
 
-def stamp_path() -> Path:
-    """Where the state of the last complete installation is kept."""
-    return VENV / "onegpu-stamp.json"
-
-
-def read_stamp() -> dict[str, object]:
-    """What the last complete installation was made from; empty when there was none."""
+def read_json(path: Path) -> dict[str, object]:
+    """Read a stamp; empty when there is none."""
     try:
-        found = json.loads(stamp_path().read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -192,13 +191,8 @@ def install_native(reporter: Reporter, cmake_args: str, *, rebuild: bool) -> Non
     check_compiler()
     requirement = VENV / "llama-cpp-python.lock"
     requirement.write_text(pinned, encoding="utf-8")
-    arguments = [
-        "--verbose",
-        "--no-build-isolation",
-        "--no-deps",
-        "--requirement",
-        str(requirement),
-    ]
+    arguments = ["--verbose", "--no-build-isolation", "--no-deps"]
+    arguments += ["--requirement", str(requirement)]
     if cmake_args:
         arguments += ["--no-cache-dir", "--force-reinstall"]
         os.environ["CMAKE_ARGS"] = cmake_args
@@ -206,6 +200,8 @@ def install_native(reporter: Reporter, cmake_args: str, *, rebuild: bool) -> Non
     elif rebuild:
         arguments += ["--force-reinstall"]
     pip(reporter, "llama.cpp (compiled here, some minutes)", arguments, hashes=True)
+    made_from = {"version": version, "cmake_args": cmake_args}
+    (VENV / NATIVE_STAMP).write_text(json.dumps(made_from), encoding="utf-8")
 
 
 def native_requirement(lock: str) -> str:

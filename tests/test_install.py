@@ -118,7 +118,8 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
     stamp = {"dev": True, "cmake_args": "-DX=1", "root": str(tmp_path)}
     stamp["locks"] = install.digest(dev=True)
-    install.stamp_path().write_text(json.dumps(stamp), encoding="utf-8")
+    (venv / install.STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+    (venv / install.NATIVE_STAMP).write_text('{"cmake_args": "-DX=1"}', encoding="utf-8")
 
     def ran(_reporter):
         raise RanError
