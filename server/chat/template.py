@@ -43,7 +43,9 @@ RESERVED = frozenset(
 )
 """Names that `chat_template_kwargs` may not replace."""
 
-_STRUCTURE = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+_STRUCTURE = tuple(
+    f"<{slash}{name}>" for name in ("think", "tool_call", "tool_response") for slash in ("", "/")
+)
 
 Message = Mapping[str, Any]
 

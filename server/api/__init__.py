@@ -1,0 +1,1 @@
+"""HTTP: the only part that knows the web framework. Schemas, endpoints, errors, streams."""

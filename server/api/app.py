@@ -1,0 +1,52 @@
+"""The application: routers, middleware and error handlers put together."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import StatelessLifespan
+
+from server.api.errors import HttpError, refuse
+from server.api.middleware import RequestMiddleware
+from server.api.openai.chat import chat_router
+from server.api.openai.completions import completions_router
+from server.api.openai.models import models_router
+from server.api.parts import Parts
+from server.api.record import record_of
+from server.api.system import system_router
+from server.core.errors import OnegpuError
+
+
+def create_app(parts: Parts, lifespan: StatelessLifespan[FastAPI] | None = None) -> FastAPI:
+    """Return the ASGI application. It starts and stops nothing by itself; `lifespan` may."""
+    app = FastAPI(title="onegpu", version=parts.version, lifespan=lifespan, redoc_url=None)
+    for router in (chat_router, completions_router, models_router, system_router):
+        app.include_router(router(parts))
+    app.add_middleware(
+        RequestMiddleware, limits=parts.limits, clock=parts.clock, telemetry=parts.telemetry
+    )
+    app.add_exception_handler(OnegpuError, _own_error)
+    app.add_exception_handler(HTTPException, _framework_error)
+    return app
+
+
+async def _own_error(request: Request, error: Exception) -> Response:
+    record = record_of(request)
+    refusal = refuse(error, started=record.started)
+    record.error = refusal.code
+    return refusal.response()
+
+
+async def _framework_error(request: Request, error: Exception) -> Response:
+    """Put unknown paths and methods into the one form that errors have."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    where = f"{request.method} {request.url.path[:200]}"
+    if status == 405:
+        allow = (getattr(error, "headers", None) or {}).get("Allow")
+        told = HttpError("method_not_allowed", f"{where}: the method is not allowed.", allow=allow)
+    elif status == 404:
+        told = HttpError("not_found", f"{where}: there is no such path.")
+    else:
+        told = HttpError("invalid_request", f"{where}: {getattr(error, 'detail', error)}")
+    return await _own_error(request, told)

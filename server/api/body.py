@@ -1,0 +1,78 @@
+"""Request bodies: JSON documents checked against a schema, with errors that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from server.api.errors import HttpError, invalid
+from server.core.errors import ClientStalled, InvalidRequest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_body(request: Request, pause: float) -> bytes:
+    """Return the whole body. Raises `ClientStalled` when nothing comes for `pause` seconds.
+
+    The middleware bounds its size. Raises `ClientDisconnect` too.
+    """
+    chunks: list[bytes] = []
+    while True:
+        try:
+            async with asyncio.timeout(pause):
+                message = await request.receive()
+        except TimeoutError:
+            raise ClientStalled(
+                f"The request body stopped coming for {pause:g} s; send it again."
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def read_model(request: Request, model: type[Model], pause: float) -> Model:
+    """Return the body as `model`. Raises `InvalidRequest` with the field's path in `param`."""
+    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise HttpError(
+            "invalid_request", f"The content type must be application/json, not {kind[:100]!r}."
+        )
+    body = await read_body(request, pause)
+    return parse_model(body, model)
+
+
+def parse_model(body: bytes, model: type[Model]) -> Model:
+    """Check a JSON document against `model`. Raises `InvalidRequest`."""
+    if not body.strip():
+        raise InvalidRequest("The request body is empty; send a JSON object.")
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        if any(part["type"] == "json_invalid" for part in error.errors(include_input=False)):
+            raise _broken_json(body, error) from error
+        raise invalid(error) from error
+
+
+def _broken_json(body: bytes, error: ValidationError) -> InvalidRequest:
+    try:
+        body.decode()
+    except UnicodeDecodeError as wrong:
+        return InvalidRequest(
+            f"The request body is not valid UTF-8: byte {wrong.start} ({wrong.reason})."
+        )
+    reason = error.errors(include_input=False)[0]["msg"].removeprefix("Invalid JSON: ")
+    return InvalidRequest(f"The request body is not valid JSON: {reason}.")
+
+
+def ignored_header(names: list[str]) -> dict[str, str]:
+    """Name the fields that had no effect; the names come from the client, hence the quoting."""
+    if not names:
+        return {}
+    listed = ", ".join(quote(name[:100], safe="._-[]") for name in sorted(set(names))[:50])
+    return {"x-ignored-fields": listed}

@@ -1,0 +1,105 @@
+"""The one place where errors become HTTP: statuses, types, headers and bodies."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from server.core.errors import InvalidRequest, OnegpuError, Unavailable
+
+STATUS: dict[str, tuple[int, str]] = {
+    "invalid_request": (400, "invalid_request_error"),
+    "context_length_exceeded": (400, "invalid_request_error"),
+    "model_not_found": (404, "invalid_request_error"),
+    "not_found": (404, "invalid_request_error"),
+    "method_not_allowed": (405, "invalid_request_error"),
+    "client_stalled": (408, "invalid_request_error"),
+    "request_too_large": (413, "invalid_request_error"),
+    "generation_failed": (500, "server_error"),
+    "internal_error": (500, "server_error"),
+    "queue_full": (503, "service_unavailable_error"),
+    "queue_timeout": (503, "service_unavailable_error"),
+    "model_loading": (503, "service_unavailable_error"),
+    "draining": (503, "service_unavailable_error"),
+    "engine_dead": (503, "service_unavailable_error"),
+    "unavailable": (503, "service_unavailable_error"),
+    "engine_timeout": (504, "timeout_error"),
+}
+"""Error code → status and `type`. Codes that are not here are faults of the server."""
+
+_LONGEST_RETRY = 120
+"""The official SDK ignores a longer `retry-after`."""
+
+
+class HttpError(OnegpuError):
+    """A refusal that only HTTP knows: an unknown path, a method, a content type."""
+
+    def __init__(self, code: str, message: str, *, allow: str | None = None) -> None:
+        """`allow`: the methods that a path does have."""
+        super().__init__(message)
+        self.code = code
+        self.allow = allow
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error as HTTP tells it."""
+
+    status: int
+    code: str
+    body: bytes
+    headers: dict[str, str]
+
+    def response(self) -> Response:
+        """Return it as a response of its own."""
+        return Response(self.body, self.status, self.headers, media_type="application/json")
+
+    def event(self) -> bytes:
+        """Return it as the last event of a stream."""
+        return b"data: " + self.body + b"\n\n"
+
+
+def refuse(error: Exception, *, started: bool = False) -> Refusal:
+    """Tell a client about `error`. `started`: work was done, so a retry would repeat it.
+
+    Errors that are not of this server's tree say nothing about their insides.
+    """
+    if not isinstance(error, OnegpuError):
+        error = OnegpuError("The server failed on this request; its log has the details.")
+    status, kind = STATUS.get(error.code, STATUS["internal_error"])
+    headers: dict[str, str] = {}
+    if isinstance(error, Unavailable) and error.retry_after is not None:
+        seconds = min(max(1, math.ceil(error.retry_after)), _LONGEST_RETRY)
+        headers["retry-after"] = str(seconds)
+    if started or error.code in ("engine_timeout", "generation_failed"):
+        headers["x-should-retry"] = "false"
+    if isinstance(error, HttpError) and error.allow:
+        headers["allow"] = error.allow
+    told = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    body = json.dumps({"error": told}, ensure_ascii=False).encode("utf-8", "replace")
+    return Refusal(status, error.code, body, headers)
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """Write a place in a document as clients do: `messages[0].content`."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{part}" if path else part
+    return path
+
+
+def invalid(error: ValidationError) -> InvalidRequest:
+    """Turn the first complaint of a schema into an error that names its field."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = field_path(first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return InvalidRequest(f"The field {path!r} is missing.", param=path)
+    return InvalidRequest(f"Invalid value for {path!r}: {message}.", param=path or None)

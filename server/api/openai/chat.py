@@ -1,0 +1,161 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.body import ignored_header, read_model
+from server.api.disconnect import unless_disconnected
+from server.api.openai.head import AnswerHead, head_of
+from server.api.openai.streaming import open_generation, stream
+from server.api.openai.wire import FINISH, encode
+from server.api.parts import Parts
+from server.api.schemas.chat import ChatRequest
+from server.core.events import Delta, Finished, SampledLogprobs
+from server.gateway.generation import Batch, Generation
+from server.gateway.spec import GenerationSpec
+
+
+def chat_router(parts: Parts) -> APIRouter:
+    """Return the endpoint."""
+    router = APIRouter()
+    schema = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+
+    @router.post("/v1/chat/completions", response_model=None, openapi_extra=schema)
+    async def chat_completions(request: Request) -> Response:
+        """Answer a chat, at once or as a stream."""
+        body = await read_model(request, ChatRequest, parts.limits.write_timeout)
+        spec, headers = _spec(parts, body)
+        with_usage = body.include_usage()
+        if body.stream:
+
+            def writer(generation: Generation) -> ChatStream:
+                return ChatStream(head_of(parts, spec, generation), with_usage=with_usage)
+
+            return await stream(parts, request, spec, writer, headers)
+        content = await unless_disconnected(request.receive, _answer(parts, request, spec))
+        return Response(content, headers=headers, media_type="application/json")
+
+    return router
+
+
+def _spec(parts: Parts, body: ChatRequest) -> tuple[GenerationSpec, dict[str, str]]:
+    body.check()
+    ignored = ignored_header(body.leftover(strict=parts.limits.strict))
+    spec = GenerationSpec(
+        request_id=f"chatcmpl-{uuid.uuid4().hex}",
+        model=body.model,
+        prompts=[body.prompt()],
+        max_tokens=body.output_limit(),
+        n=body.n or 1,
+        sampling=body.sampling(),
+        stop=body.stops(),
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=body.top(),
+        reuse_prefix=body.cache_prompt is not False,
+    )
+    return spec, ignored
+
+
+class ChatStream:
+    """Writes chunks in the order of the contract: role, deltas, finish reason, usage.
+
+    The constant parts of a chunk are encoded once; a delta costs one JSON string.
+    """
+
+    def __init__(self, head: AnswerHead, *, with_usage: bool) -> None:
+        """`with_usage`: a last chunk with token counts, and `usage: null` on all before it."""
+        self._head = head
+        self._with_usage = with_usage
+        start = encode({**head.fields, "object": "chat.completion.chunk"})[:-1]
+        self._start = f"data: {start}"
+        self._end = ',"usage":null}\n\n' if with_usage else "}\n\n"
+        self._open_end = f',"finish_reason":null}}]{self._end}'
+        count = len(head.generation.choices)
+        self._openings = [f'{self._start},"choices":[{{"index":{i},"delta":' for i in range(count)]
+        self._begun = [False] * count
+
+    def write(self, batch: Batch) -> bytes:
+        """Return the chunks for a batch; what is there for one choice becomes one chunk."""
+        texts: dict[int, str] = {}
+        logprobs: dict[int, list[SampledLogprobs]] = {}
+        out: list[str] = []
+        for choice, event in batch:
+            if isinstance(event, Delta):
+                self._head.reasoning[choice].add(event.token_ids)
+                texts[choice] = texts.get(choice, "") + event.text
+                if event.logprobs:
+                    logprobs.setdefault(choice, []).extend(event.logprobs)
+            elif isinstance(event, Finished):
+                out += self._delta(choice, texts.pop(choice, ""), logprobs.pop(choice, []))
+                reason = FINISH[event.reason]
+                out.append(
+                    f'{self._role(choice)}{self._openings[choice]}{{}},"logprobs":null,'
+                    f'"finish_reason":"{reason}"}}]{self._end}'
+                )
+        for choice, text in texts.items():
+            out += self._delta(choice, text, logprobs.get(choice, []))
+        return "".join(out).encode("utf-8", "replace")
+
+    def end(self) -> bytes:
+        """Return the usage chunk, if it was asked for."""
+        if not self._with_usage:
+            return b""
+        return f'{self._start},"choices":[],"usage":{encode(self._head.usage())}}}\n\n'.encode()
+
+    def _delta(self, choice: int, text: str, logprobs: list[SampledLogprobs]) -> list[str]:
+        if not text and not logprobs:
+            return []
+        content = {"content": self._head.texts.chat(logprobs)} if logprobs else None
+        shown = "null" if content is None else encode(content)
+        return [
+            self._role(choice),
+            f'{self._openings[choice]}{{"content":{encode(text)}}},"logprobs":{shown}{self._open_end}',
+        ]
+
+    def _role(self, choice: int) -> str:
+        """Return the chunk that opens a choice, the first time."""
+        if self._begun[choice]:
+            return ""
+        self._begun[choice] = True
+        return (
+            f'{self._openings[choice]}{{"role":"assistant","content":""}},"logprobs":null'
+            f"{self._open_end}"
+        )
+
+
+async def _answer(parts: Parts, request: Request, spec: GenerationSpec) -> bytes:
+    """Generate all choices and return the whole answer."""
+    generation = await open_generation(parts, request, spec)
+    try:
+        head = head_of(parts, spec, generation)
+        count = len(generation.choices)
+        texts: list[list[str]] = [[] for _ in range(count)]
+        logprobs: list[list[SampledLogprobs]] = [[] for _ in range(count)]
+        reasons = [""] * count
+        async for batch in generation.events():
+            for choice, event in batch:
+                if isinstance(event, Delta):
+                    head.reasoning[choice].add(event.token_ids)
+                    texts[choice].append(event.text)
+                    logprobs[choice] += event.logprobs
+                elif isinstance(event, Finished):
+                    reasons[choice] = FINISH[event.reason]
+    finally:
+        generation.close()
+    choices = [
+        {
+            "index": choice,
+            "message": {"role": "assistant", "content": "".join(texts[choice]), "refusal": None},
+            "logprobs": None
+            if spec.logprobs is None
+            else {"content": head.texts.chat(logprobs[choice]), "refusal": None},
+            "finish_reason": reasons[choice],
+        }
+        for choice in range(count)
+    ]
+    answer = {**head.fields, "object": "chat.completion", "choices": choices, "usage": head.usage()}
+    return encode(answer).encode("utf-8", "replace")

@@ -1,0 +1,162 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.body import ignored_header, read_model
+from server.api.disconnect import unless_disconnected
+from server.api.openai.head import AnswerHead, head_of
+from server.api.openai.streaming import open_generation, stream
+from server.api.openai.wire import FINISH, LegacyLogprobs, encode
+from server.api.parts import Parts
+from server.api.schemas.completions import CompletionRequest
+from server.core.events import Delta, Finished, SampledLogprobs
+from server.gateway.generation import Batch, Generation
+from server.gateway.spec import GenerationSpec, TextPrompt
+
+
+def completions_router(parts: Parts) -> APIRouter:
+    """Return the endpoint."""
+    router = APIRouter()
+    schema = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+
+    @router.post("/v1/completions", response_model=None, openapi_extra=schema)
+    async def completions(request: Request) -> Response:
+        """Continue one or several prompts, at once or as a stream."""
+        body = await read_model(request, CompletionRequest, parts.limits.write_timeout)
+        spec, headers = _spec(parts, body)
+        with_usage = body.include_usage()
+        if body.stream:
+
+            def writer(generation: Generation) -> CompletionStream:
+                head = head_of(parts, spec, generation)
+                echo = _echo(parts, spec, generation) if body.echo else None
+                return CompletionStream(head, echo, with_usage=with_usage)
+
+            return await stream(parts, request, spec, writer, headers)
+        work = _answer(parts, request, spec, echo=bool(body.echo))
+        content = await unless_disconnected(request.receive, work)
+        return Response(content, headers=headers, media_type="application/json")
+
+    return router
+
+
+def _spec(parts: Parts, body: CompletionRequest) -> tuple[GenerationSpec, dict[str, str]]:
+    body.check()
+    ignored = ignored_header(body.leftover(strict=parts.limits.strict))
+    spec = GenerationSpec(
+        request_id=f"cmpl-{uuid.uuid4().hex}",
+        model=body.model,
+        prompts=body.prompts(),
+        max_tokens=body.max_tokens,
+        n=body.n or 1,
+        sampling=body.sampling(),
+        stop=body.stops(),
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=body.logprobs,
+        reuse_prefix=body.cache_prompt is not False,
+    )
+    return spec, ignored
+
+
+def _echo(parts: Parts, spec: GenerationSpec, generation: Generation) -> list[str]:
+    """Return each choice's prompt as text."""
+    _, tokenizer = parts.service.model()
+    shown = [
+        prompt.text
+        if isinstance(prompt, TextPrompt)
+        else tokenizer.decode(tokens, special=True).decode("utf-8", "replace")
+        for prompt, tokens in zip(spec.prompts, generation.prompts, strict=True)
+    ]
+    return [shown[choice.prompt] for choice in generation.choices]
+
+
+class CompletionStream:
+    """Writes chunks: texts, finish reasons, usage."""
+
+    def __init__(self, head: AnswerHead, echo: list[str] | None, *, with_usage: bool) -> None:
+        """`echo`: a text per choice that comes before what is generated."""
+        self._head = head
+        self._with_usage = with_usage
+        self._start = f"data: {encode({**head.fields, 'object': 'text_completion'})[:-1]}"
+        self._end = ',"usage":null}\n\n' if with_usage else "}\n\n"
+        self._echo = dict(enumerate(echo or ()))
+        self._lists = [LegacyLogprobs(head.texts, 0) for _ in head.generation.choices]
+
+    def write(self, batch: Batch) -> bytes:
+        """Return the chunks for a batch; what is there for one choice becomes one chunk."""
+        texts: dict[int, str] = {}
+        logprobs: dict[int, list[SampledLogprobs]] = {}
+        out: list[str] = []
+        for choice, event in batch:
+            if choice in self._echo:
+                texts[choice] = self._echo.pop(choice)
+            if isinstance(event, Delta):
+                self._head.reasoning[choice].add(event.token_ids)
+                texts[choice] = texts.get(choice, "") + event.text
+                logprobs.setdefault(choice, []).extend(event.logprobs)
+            elif isinstance(event, Finished):
+                text, values = texts.pop(choice, ""), logprobs.pop(choice, [])
+                out.append(self._chunk(choice, text, values, f'"{FINISH[event.reason]}"'))
+        out += [
+            self._chunk(choice, text, logprobs.get(choice, []), "null")
+            for choice, text in texts.items()
+            if text or logprobs.get(choice)
+        ]
+        return "".join(out).encode("utf-8", "replace")
+
+    def end(self) -> bytes:
+        """Return the usage chunk, if it was asked for."""
+        if not self._with_usage:
+            return b""
+        return f'{self._start},"choices":[],"usage":{encode(self._head.usage())}}}\n\n'.encode()
+
+    def _chunk(self, choice: int, text: str, logprobs: list[SampledLogprobs], reason: str) -> str:
+        lists = encode(self._lists[choice].take(logprobs)) if logprobs else "null"
+        return (
+            f'{self._start},"choices":[{{"index":{choice},"text":{encode(text)},'
+            f'"logprobs":{lists},"finish_reason":{reason}}}]{self._end}'
+        )
+
+
+async def _answer(parts: Parts, request: Request, spec: GenerationSpec, *, echo: bool) -> bytes:
+    """Generate all choices and return the whole answer."""
+    generation = await open_generation(parts, request, spec)
+    try:
+        head = head_of(parts, spec, generation)
+        count = len(generation.choices)
+        texts = (
+            [[text] for text in _echo(parts, spec, generation)]
+            if echo
+            else [[] for _ in range(count)]
+        )
+        logprobs: list[list[SampledLogprobs]] = [[] for _ in range(count)]
+        reasons = [""] * count
+        async for batch in generation.events():
+            for choice, event in batch:
+                if isinstance(event, Delta):
+                    head.reasoning[choice].add(event.token_ids)
+                    texts[choice].append(event.text)
+                    logprobs[choice] += event.logprobs
+                elif isinstance(event, Finished):
+                    reasons[choice] = FINISH[event.reason]
+    finally:
+        generation.close()
+    choices: list[dict[str, Any]] = [
+        {
+            "index": choice,
+            "text": "".join(texts[choice]),
+            "logprobs": None
+            if spec.logprobs is None
+            else LegacyLogprobs(head.texts, 0).take(logprobs[choice]),
+            "finish_reason": reasons[choice],
+        }
+        for choice in range(count)
+    ]
+    answer = {**head.fields, "object": "text_completion", "choices": choices, "usage": head.usage()}
+    return encode(answer).encode("utf-8", "replace")

@@ -1,0 +1,49 @@
+"""What every part of one answer carries: id, time, model, token counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.api.openai.wire import TokenTexts, usage
+from server.api.parts import Parts
+from server.chat.reasoning import ReasoningCounter
+from server.engine.interface import Tokenizer
+from server.gateway.generation import Generation
+from server.gateway.spec import GenerationSpec
+
+
+class AnswerHead:
+    """What all chunks of one answer share."""
+
+    def __init__(
+        self,
+        request_id: str,
+        created: int,
+        generation: Generation,
+        fingerprint: str,
+        tokenizer: Tokenizer,
+    ) -> None:
+        """`created`: Unix seconds."""
+        self.generation = generation
+        self.fields: dict[str, Any] = {
+            "id": request_id,
+            "created": created,
+            "model": generation.model,
+            "system_fingerprint": fingerprint,
+        }
+        self.texts = TokenTexts(tokenizer)
+        self.reasoning = [
+            ReasoningCounter(tokenizer.marker_tokens, generation.prompts[choice.prompt])
+            for choice in generation.choices
+        ]
+
+    def usage(self) -> dict[str, Any]:
+        """Token counts, reasoning included."""
+        return usage(self.generation, sum(counter.count for counter in self.reasoning))
+
+
+def head_of(parts: Parts, spec: GenerationSpec, generation: Generation) -> AnswerHead:
+    """Return what an answer to `spec` carries everywhere."""
+    info, tokenizer = parts.service.model()
+    created = int(parts.clock.wall())
+    return AnswerHead(spec.request_id, created, generation, info.fingerprint, tokenizer)

@@ -1,0 +1,30 @@
+"""What endpoints are given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from server.api.limits import ApiLimits
+from server.core.clock import Clock
+from server.engine.interface import Engine
+from server.gateway.health import Health
+from server.gateway.service import GenerationService
+from server.gateway.telemetry import Telemetry
+
+RenderMetrics = Callable[[], tuple[bytes, str]]
+"""Returns the metrics' text and its content type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Handed from `create_app` to every router."""
+
+    service: GenerationService
+    engine: Engine
+    health: Health
+    telemetry: Telemetry
+    render_metrics: RenderMetrics
+    limits: ApiLimits
+    clock: Clock
+    version: str

@@ -1,0 +1,39 @@
+"""What is known of one HTTP request: made by the middleware, filled in on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from server.gateway.generation import Generation
+
+KEY = "onegpu.record"
+"""Where the ASGI scope carries it."""
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Facts for headers, the access log and the metrics."""
+
+    request_id: str
+    begun: float
+    """Monotonic seconds."""
+    status: int = 0
+    error: str | None = None
+    """Code of the error that the client was told, in the answer or in its stream."""
+    generations: list[Generation] = field(default_factory=list)
+
+    @property
+    def started(self) -> bool:
+        """Whether the engine has worked on it."""
+        return any(generation.started for generation in self.generations)
+
+
+def record_of(request: Request) -> RequestRecord:
+    """Return the record of a request."""
+    record = request.scope[KEY]
+    if not isinstance(record, RequestRecord):
+        message = f"scope[{KEY!r}] is not a RequestRecord"
+        raise TypeError(message)
+    return record

@@ -1,0 +1,1 @@
+"""What requests may look like, one file per surface."""

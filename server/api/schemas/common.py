@@ -1,0 +1,179 @@
+"""Fields that chat and legacy completions share, and how they become sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.api.errors import field_path
+from server.core.errors import InvalidRequest
+from server.core.request import SamplingParams
+
+MAX_STOPS = 16
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class ApiModel(BaseModel):
+    """Strict types; unknown fields are kept, so that they can be named."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+    def unknown(self, prefix: str = "") -> list[str]:
+        """Paths of the fields that no schema knows."""
+        return [prefix + name for name in self.__pydantic_extra__ or ()]
+
+
+class StreamOptions(ApiModel):
+    """How a stream reports."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class SamplingFields(ApiModel):
+    """Sampling under OpenAI's names, the rest under llama-server's. Null is as good as absent."""
+
+    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_n_sigma: Annotated[Number, Field(ge=-1, le=1000)] | None = None
+    xtc_probability: Annotated[Number, Field(ge=0, le=1)] | None = None
+    xtc_threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
+    dynatemp_range: Annotated[Number, Field(ge=0, le=100)] | None = None
+    dynatemp_exponent: Annotated[Number, Field(ge=0, le=100)] | None = None
+    repeat_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
+    repeat_last_n: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    dry_multiplier: Annotated[Number, Field(ge=0, le=100)] | None = None
+    dry_base: Annotated[Number, Field(ge=0, le=100)] | None = None
+    dry_allowed_length: Count | None = None
+    dry_penalty_last_n: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    dry_sequence_breakers: Annotated[list[str], Field(max_length=64)] | None = None
+    mirostat: Annotated[int, Field(ge=0, le=2)] | None = None
+    mirostat_tau: Annotated[Number, Field(ge=0, le=100)] | None = None
+    mirostat_eta: Annotated[Number, Field(ge=0, le=100)] | None = None
+
+    def sampling(self) -> SamplingParams:
+        """Return what was set, on top of the defaults. Raises `InvalidRequest`."""
+        given: dict[str, Any] = {
+            name: value
+            for name in SamplingFields.model_fields
+            if (value := getattr(self, name)) is not None
+        }
+        if "seed" in given:
+            given["seed"] = None if given["seed"] == -1 else given["seed"] % 2**32
+        if "top_k" in given:
+            given["top_k"] = max(0, given["top_k"])
+        if "logit_bias" in given:
+            given["logit_bias"] = _bias(given["logit_bias"])
+        if "dry_sequence_breakers" in given:
+            given["dry_sequence_breakers"] = tuple(given["dry_sequence_breakers"])
+        return SamplingParams(**given)
+
+
+class GenerationFields(SamplingFields):
+    """What every generating request may say."""
+
+    NO_MEANING: ClassVar[frozenset[str]] = frozenset(
+        {
+            "metadata",
+            "prediction",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "safety_identifier",
+            "service_tier",
+            "store",
+            "user",
+            "verbosity",
+        }
+    )
+    """Fields of the OpenAI API that ask for nothing this server could do differently."""
+
+    REFUSED: ClassVar[Mapping[str, str]] = {
+        "audio": "this model writes text only",
+        "function_call": "use tools and tool_choice",
+        "functions": "use tools",
+        "grammar": "constrained output is not available",
+        "guided_json": "constrained output is not available",
+        "guided_regex": "constrained output is not available",
+        "json_schema": "constrained output is not available",
+        "samplers": "the order of samplers is fixed",
+        "web_search_options": "this server has no web search",
+    }
+    """Fields that cannot be honoured and change the answer, with the reason."""
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    stop: Any = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    cache_prompt: bool | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        """Return the stop strings. Raises `InvalidRequest`."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop
+        if given is None:
+            return ()
+        if not isinstance(given, list):
+            raise InvalidRequest("'stop' must be a string or a list of strings.", param="stop")
+        if len(given) > MAX_STOPS:
+            raise InvalidRequest(f"'stop' may have at most {MAX_STOPS} strings.", param="stop")
+        for number, text in enumerate(given):
+            if not isinstance(text, str) or not text:
+                raise InvalidRequest(
+                    "Stop strings must be non-empty strings.",
+                    param=field_path(("stop", number)) if isinstance(self.stop, list) else "stop",
+                )
+        return tuple(given)
+
+    def include_usage(self) -> bool:
+        """Tell whether the stream ends with usage. Raises `InvalidRequest` without a stream."""
+        if self.stream_options is None:
+            return False
+        if not self.stream:
+            raise InvalidRequest(
+                "'stream_options' is only allowed with 'stream': true.", param="stream_options"
+            )
+        return bool(self.stream_options.include_usage)
+
+    def leftover(self, *, strict: bool) -> list[str]:
+        """Return the fields that have no effect. Raises `InvalidRequest` for those that matter.
+
+        With `strict`, every unknown field is refused.
+        """
+        extra = self.__pydantic_extra__ or {}
+        for name, reason in self.REFUSED.items():
+            if extra.get(name) is not None:
+                raise InvalidRequest(f"{name!r} is not supported: {reason}.", param=name)
+        names = [
+            name
+            for name, value in extra.items()
+            if name not in self.NO_MEANING and value is not None
+        ]
+        if self.stream_options is not None:
+            names += self.stream_options.unknown("stream_options.")
+        if strict and names:
+            raise InvalidRequest(f"Unknown field {names[0]!r}.", param=names[0])
+        return names
+
+
+def _bias(given: Mapping[str, float]) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 12):
+            raise InvalidRequest(
+                f"The keys of 'logit_bias' must be token ids, not {key[:40]!r}.",
+                param="logit_bias",
+            )
+        bias[int(key)] = value
+    return bias

@@ -1,0 +1,170 @@
+"""Everything that is not OpenAI's: tokens, templates, facts, health, metrics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.body import ignored_header, read_model
+from server.api.parts import Parts
+from server.api.schemas.chat import ChatFields
+from server.api.schemas.common import ApiModel
+from server.api.schemas.system import DetokenizeRequest, TokenizeRequest
+from server.core.errors import InvalidRequest
+from server.gateway.health import Verdict
+
+
+def system_router(parts: Parts) -> APIRouter:
+    """Return the endpoints."""
+    router = APIRouter()
+    router.include_router(_tools_router(parts))
+
+    @router.get("/props")
+    async def props() -> dict[str, Any]:
+        """Facts about the model and the server's defaults."""
+        return _props(parts)
+
+    @router.get("/slots")
+    async def slots() -> list[dict[str, Any]]:
+        """One entry per slot."""
+        return [{"id": view.index, **asdict(view)} for view in parts.engine.slot_views()]
+
+    @router.get("/health")
+    async def health() -> Response:
+        """Sum up; fails like `/health/ready`."""
+        status = parts.engine.status()
+        more = {
+            "state": status.state.value,
+            "load_progress": round(status.load_progress, 3),
+            "slots": status.slots,
+            "slots_running": status.running,
+            "requests_waiting": status.waiting,
+        }
+        return _verdict(parts.health.ready(), more)
+
+    @router.get("/health/live")
+    async def live() -> Response:
+        """Fail when only a restart helps."""
+        return _verdict(parts.health.live(), {})
+
+    @router.get("/health/ready")
+    async def ready() -> Response:
+        """Fail while requests would be refused."""
+        progress = round(parts.engine.status().load_progress, 3)
+        return _verdict(parts.health.ready(), {"load_progress": progress})
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus text."""
+        content, kind = parts.render_metrics()
+        return Response(content, headers={"content-type": kind})
+
+    return router
+
+
+def _tools_router(parts: Parts) -> APIRouter:
+    router = APIRouter()
+    pause = parts.limits.write_timeout
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        """Text to token ids."""
+        body = await read_model(request, TokenizeRequest, pause)
+        headers = _ignored(parts, body)
+        _, tokenizer = parts.service.model()
+        tokens = await parts.service.in_thread(
+            tokenizer.encode,
+            body.content,
+            add_special=bool(body.add_special),
+            parse_special=body.parse_special is not False,
+        )
+        listed: list[Any] = tokens
+        if body.with_pieces:
+            pieces = [tokenizer.decode([token], special=True) for token in tokens]
+            shown = zip(tokens, map(_piece, pieces), strict=True)
+            listed = [{"id": token, "piece": piece} for token, piece in shown]
+        return _json({"tokens": listed}, headers)
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        """Token ids to text."""
+        body = await read_model(request, DetokenizeRequest, pause)
+        headers = _ignored(parts, body)
+        _, tokenizer = parts.service.model()
+        content = tokenizer.decode(body.tokens, special=True)
+        return _json({"content": content.decode("utf-8", "replace")}, headers)
+
+    @router.post("/apply-template")
+    async def apply_template(request: Request) -> Response:
+        """Messages to the prompt's text."""
+        body = await read_model(request, ChatFields, pause)
+        headers = ignored_header(body.leftover(strict=parts.limits.strict))
+        prompt = body.prompt()
+        parts.service.model()
+        text = await parts.service.in_thread(
+            parts.service.prompter.template.render,
+            prompt.messages,
+            prompt.tools,
+            prompt.template_kwargs,
+        )
+        return _json({"prompt": text}, headers)
+
+    return router
+
+
+def _ignored(parts: Parts, body: ApiModel) -> dict[str, str]:
+    names = body.unknown()
+    if names and parts.limits.strict:
+        raise InvalidRequest(f"Unknown field {names[0]!r}.", param=names[0])
+    return ignored_header(names)
+
+
+def _props(parts: Parts) -> dict[str, Any]:
+    info, tokenizer = parts.service.model()
+    limits = parts.service.limits
+    return {
+        "model_alias": limits.names[0],
+        "model_path": info.path,
+        "model": {
+            "architecture": info.architecture,
+            "description": info.description,
+            "size": info.size_bytes,
+            "n_params": info.n_params,
+            "n_vocab": info.n_vocab,
+            "n_ctx_train": info.n_ctx_train,
+            "fingerprint": info.fingerprint,
+        },
+        "default_generation_settings": {
+            "n_ctx": limits.n_ctx,
+            "max_tokens": limits.default_max_tokens,
+        },
+        "total_slots": limits.slots,
+        "kv_cells": parts.engine.status().kv_cells,
+        "chat_template": parts.service.prompter.template.source,
+        "bos_token": tokenizer.bos_text,
+        "eos_token": tokenizer.eos_text,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"onegpu {parts.version}",
+    }
+
+
+def _verdict(verdict: Verdict, more: dict[str, Any]) -> Response:
+    told = {"status": verdict.status, "message": verdict.message, **more}
+    return _json(told, {}, 200 if verdict.ok else 503)
+
+
+def _json(content: Any, headers: dict[str, str], status: int = 200) -> Response:
+    body = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _piece(piece: bytes) -> str | list[int]:
+    """Return a string, or bytes where the piece is a part of a character, as llama-server does."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)

@@ -1,0 +1,98 @@
+"""A real uvicorn on a loopback port, in the test's own event loop, over a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.api.app import create_app
+from server.api.limits import ApiLimits
+from server.api.parts import Parts
+from server.core.clock import SystemClock
+from server.gateway.admission import AdmissionController, AdmissionLimits
+from server.gateway.health import Health, HealthLimits
+from server.gateway.prompter import Prompter
+from server.gateway.service import GenerationService, ServiceLimits
+from server.ops.metrics import Metrics
+from tests.fakes import FakeEngine
+
+MODEL = "fake-model"
+
+
+@dataclass
+class Stack:
+    """All parts of a server, from the fake engine up."""
+
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    api: ApiLimits = field(default_factory=lambda: ApiLimits(comment_every=30.0))
+    max_queue: int = 8
+    connect_timeout: float = 30.0
+    read_timeout: float = 30.0
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        clock = SystemClock()
+        limits = ServiceLimits(
+            names=(MODEL, "alias"),
+            slots=self.engine.slots,
+            n_ctx=self.engine.n_ctx,
+            default_max_tokens=64,
+            connect_timeout=self.connect_timeout,
+            read_timeout=self.read_timeout,
+        )
+        self.admission = AdmissionController(
+            AdmissionLimits(self.engine.slots, self.max_queue), clock
+        )
+        prompter = Prompter()
+        prompter.bind(self.engine.info, self.engine.tokenizer)
+        self.metrics = Metrics(self.engine, self.admission)
+        self.service = GenerationService(
+            self.engine, prompter, self.admission, limits, clock, telemetry=self.metrics
+        )
+        self.health = Health(self.engine, self.admission, HealthLimits(stall_after=5.0), clock)
+        self.parts = Parts(
+            service=self.service,
+            engine=self.engine,
+            health=self.health,
+            telemetry=self.metrics,
+            render_metrics=self.metrics.render,
+            limits=self.api,
+            clock=clock,
+            version="test",
+        )
+        self.app: FastAPI = create_app(self.parts)
+
+    def with_api(self, **changes: object) -> Stack:
+        return replace(self, api=replace(self.api, **changes))  # type: ignore[arg-type]
+
+
+class _Server(uvicorn.Server):
+    """Leaves the test process's signal handlers alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serve(stack: Stack) -> AsyncIterator[Stack]:
+    """Serve until the block ends; then nothing may be left over."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    stack.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    config = uvicorn.Config(
+        stack.app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield stack
+    finally:
+        server.should_exit = True
+        await running
+        stack.service.shutdown()
