@@ -33,7 +33,10 @@ def test_tojson_keeps_unicode_and_markup():
 def test_helpers():
     assert render("{{ strftime_now('%Y-%m-%d') }}") == "2026-01-02"
     assert render("{% generation %}x{% endgeneration %}") == "x"
-    assert render("{% for m in [1, 2] %}{% if m == 2 %}{% break %}{% endif %}{{ m }}{% endfor %}") == "1"
+    assert (
+        render("{% for m in [1, 2] %}{% if m == 2 %}{% break %}{% endif %}{{ m }}{% endfor %}")
+        == "1"
+    )
 
 
 def test_the_templates_own_refusal_is_the_callers_error():
