@@ -1,0 +1,89 @@
+"""The engine for a configuration: settings to llama.cpp parameters, scheduler limits, a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.core.clock import Clock
+from server.core.errors import ConfigError, OnegpuError
+from server.engine.inprocess import InProcessEngine
+from server.engine.interface import Backend, BackendLoader
+from server.engine.scheduler import SchedulerLimits
+from server.gateway.prompter import Prompter
+from server.llama.params import LlamaParams
+from server.settings import Settings
+
+
+def llama_params(settings: Settings) -> LlamaParams:
+    """Map the settings to one model and one context. Raises `ConfigError`."""
+    model, engine = settings.model, settings.engine
+    rope = model.rope_scaling
+    return LlamaParams(
+        path=model.path,
+        slots=engine.slots,
+        n_ctx=engine.n_ctx,
+        kv_cells=engine.kv_cells,
+        n_gpu_layers=model.n_gpu_layers,
+        main_gpu=model.main_gpu,
+        mmap=model.mmap,
+        mlock=model.mlock,
+        rope_scaling=rope.type or "auto",
+        rope_freq_base=rope.freq_base or 0.0,
+        rope_freq_scale=rope.freq_scale or 0.0,
+        yarn_orig_ctx=rope.orig_ctx or 0,
+        yarn_ext_factor=rope.ext_factor,
+        yarn_attn_factor=rope.attn_factor,
+        yarn_beta_fast=rope.beta_fast,
+        yarn_beta_slow=rope.beta_slow,
+        flash_attention=engine.flash_attention,
+        kv_type=engine.effective_kv_type,
+        layout=engine.kv_layout,
+        n_batch=engine.n_batch,
+        n_ubatch=engine.effective_n_ubatch,
+        threads=engine.effective_threads,
+        threads_batch=engine.effective_threads_batch,
+        warmup=engine.warmup,
+    )
+
+
+def scheduler_limits(settings: Settings) -> SchedulerLimits:
+    """Sizes for admission and planning. A step never exceeds one ubatch, except row by row."""
+    engine = settings.engine
+    params = llama_params(settings)
+    rows = params.n_batch if engine.deterministic else engine.effective_n_ubatch
+    rows = min(rows, params.effective_n_batch)
+    try:
+        return SchedulerLimits(
+            slots=engine.slots,
+            n_ctx=engine.n_ctx,
+            kv_cells=engine.effective_kv_cells,
+            max_rows=rows,
+            prefill_rows=min(engine.effective_max_prefill_rows, rows),
+            prefill_rows_decoding=min(engine.effective_max_prefill_rows_decoding, rows),
+        )
+    except ValueError as error:
+        raise ConfigError(f"engine: {error}") from error
+
+
+def build_engine(settings: Settings, prompter: Prompter, clock: Clock) -> InProcessEngine:
+    """Make an engine that loads the model when it is started. Raises `ConfigError`."""
+    params = llama_params(settings)
+    return InProcessEngine(_loader(params, prompter), scheduler_limits(settings), clock)
+
+
+def _loader(params: LlamaParams, prompter: Prompter) -> BackendLoader:
+    """Load in the engine thread; the template is compiled before the engine counts as ready."""
+
+    def load(progress: Callable[[float], None]) -> Backend:
+        # Imported here: loading the native library would delay the first HTTP answer.
+        from server.llama.backend import load_backend  # noqa: PLC0415
+
+        backend = load_backend(params)(progress)
+        try:
+            prompter.bind(backend.info, backend.tokenizer)
+        except OnegpuError:
+            backend.shutdown()
+            raise
+        return backend
+
+    return load

@@ -1,0 +1,147 @@
+"""Start-up and shutdown order: listen, answer, load, announce; drain, end streams, stop, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+
+from server.assembly.listening import listen, url_of
+from server.assembly.parts import Parts, build
+from server.core.clock import SystemClock
+from server.core.errors import OnegpuError
+from server.ops.logging import configure_logging
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL = 0.0005
+"""Seconds the event loop may hold the GIL while the engine thread wants it back."""
+_FLUSH_SECONDS = 5
+"""How long the last chunks of streams that were ended may take to be sent."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal. Returns the exit status: 0 after a shutdown, 1 if the model failed.
+
+    Raises `ConfigError` before anything is started.
+    """
+    configure_logging(
+        settings.logging.level, settings.logging.format, access_log=settings.server.access_log
+    )
+    listener = listen(settings.server.host, settings.server.port)
+    with contextlib.closing(listener):
+        parts = build(settings, SystemClock())
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        return uvloop.run(Lifecycle(settings, parts, listener).run())
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to `Lifecycle`: uvicorn would raise them again after its shutdown."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing."""
+        yield
+
+
+class Lifecycle:
+    """One run of the server."""
+
+    def __init__(self, settings: Settings, parts: Parts, listener: socket.socket) -> None:
+        """Nothing starts before `run`."""
+        self._settings = settings
+        self._parts = parts
+        self._listener = listener
+        self._signalled = asyncio.Event()
+        config = uvicorn.Config(
+            parts.app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_FLUSH_SECONDS,
+        )
+        self._http = _Server(config)
+
+    async def run(self) -> int:
+        """Serve until a signal, or until the model does not load."""
+        self._handle_signals()
+        http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+        engine = self._parts.engine
+        engine.start()
+        loaded = asyncio.create_task(self._load())
+        signalled = asyncio.create_task(self._signalled.wait())
+        await asyncio.wait((loaded, signalled), return_when=asyncio.FIRST_COMPLETED)
+        status = loaded.result() if loaded.done() else 0
+        if status == 0:
+            await asyncio.wait((http, signalled), return_when=asyncio.FIRST_COMPLETED)
+            await self._drain()
+        loaded.cancel()
+        signalled.cancel()
+        await engine.stop()
+        self._http.should_exit = True
+        await http
+        self._parts.service.shutdown()
+        return status
+
+    async def _load(self) -> int:
+        """Announce the model, or say why there is none. Returns the exit status so far."""
+        settings = self._settings
+        url = url_of(self._listener)
+        log.info("Listening on %s; loading %s", url, settings.model.path)
+        try:
+            await self._parts.engine.wait_loaded()
+        except OnegpuError as error:
+            print(f"onegpu: {error.message}", file=sys.stderr)  # noqa: T201 - the command's own answer
+            return 1
+        print(_announcement(url, self._parts), flush=True)  # noqa: T201 - the command's own answer
+        return 0
+
+    async def _drain(self) -> None:
+        """Admit nothing new; let what runs finish, at most for the grace."""
+        admission, grace = self._parts.admission, self._settings.server.shutdown_grace
+        admission.drain()
+        log.info("Shutting down: %d requests have %.0f s to finish", admission.outstanding, grace)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await admission.drained()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if self._signalled.is_set():
+            log.warning("Second signal: ending at once")
+            logging.shutdown()
+            # The engine thread may be inside a decode call, which nothing can interrupt.
+            os._exit(128 + number)
+        self._signalled.set()
+
+
+def _announcement(url: str, parts: Parts) -> str:
+    """Return what a person sees once the model is ready: what is served, where, and how to ask."""
+    info, _ = parts.engine.model
+    limits, name = parts.engine.limits, parts.service.limits.names[0]
+    body = (
+        f'{{"model": "{name}", "stream": true, '
+        '"messages": [{"role": "user", "content": "What is a slot?"}]}'
+    )
+    return (
+        f"\n{name} ({info.description}, {info.size_bytes / 1e6:,.1f} MB) is ready on {url}\n"
+        f"{limits.slots} slots of up to {limits.n_ctx} tokens over {limits.kv_cells} KV cells. Try:\n\n"
+        f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"    -d '{body}'\n"
+    )

@@ -1,0 +1,74 @@
+"""Every part of the server, made once and handed to those that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from server import __version__
+from server.api.app import create_app
+from server.api.limits import ApiLimits
+from server.api.parts import Parts as ApiParts
+from server.assembly.engine import build_engine
+from server.core.clock import Clock
+from server.engine.inprocess import InProcessEngine
+from server.gateway.admission import AdmissionController, AdmissionLimits
+from server.gateway.health import Health, HealthLimits
+from server.gateway.prompter import Prompter
+from server.gateway.service import GenerationService, ServiceLimits
+from server.ops.metrics import Metrics
+from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What start-up and shutdown need to reach."""
+
+    engine: InProcessEngine
+    admission: AdmissionController
+    service: GenerationService
+    app: Callable[..., Any]
+    """The ASGI application."""
+
+
+def build(settings: Settings, clock: Clock) -> Parts:
+    """Make all parts; nothing runs yet. Raises `ConfigError`."""
+    prompter = Prompter()
+    engine = build_engine(settings, prompter, clock)
+    admission = AdmissionController(
+        AdmissionLimits(slots=settings.engine.slots, max_queue=settings.gateway.max_queue), clock
+    )
+    metrics = Metrics(engine, admission)
+    service = GenerationService(
+        engine, prompter, admission, service_limits(settings), clock, telemetry=metrics
+    )
+    app = create_app(
+        ApiParts(
+            service=service,
+            engine=engine,
+            health=Health(engine, admission, HealthLimits(settings.engine.stall_after), clock),
+            telemetry=metrics,
+            render_metrics=metrics.render,
+            limits=ApiLimits(
+                max_body=settings.server.max_request_size,
+                stream_hold=settings.gateway.stream_hold,
+                strict=settings.gateway.strict,
+            ),
+            clock=clock,
+            version=__version__,
+        )
+    )
+    return Parts(engine, admission, service, app)
+
+
+def service_limits(settings: Settings) -> ServiceLimits:
+    """What the service grants."""
+    return ServiceLimits(
+        names=(settings.model.name or settings.model.path.stem,),
+        slots=settings.engine.slots,
+        n_ctx=settings.engine.n_ctx,
+        default_max_tokens=settings.engine.default_max_tokens,
+        connect_timeout=settings.gateway.timeout.connect,
+        read_timeout=settings.gateway.timeout.read,
+    )
