@@ -38,6 +38,7 @@ class LlamaBackend:
         self._vocab = LlamaVocab(self._library, vocab_address)
         self._n_vocab = self._vocab.n_vocab
         self._info = read_info(loaded, params, self._n_vocab)
+        self._row_by_row = params.row_by_row
         self._cells = [0] * params.slots
         self._samplers: list[Sampler | None] = [None] * params.slots
         self._source = SamplerSource(
@@ -104,15 +105,29 @@ class LlamaBackend:
         """Run one decode call and sample each output row. Never raises for what one request did."""
         if self._fault(plan.rows) is not None:
             return StepResult(DecodeCode.INVALID)
-        outputs = self._batch.fill(plan.rows)
+        if not self._row_by_row:
+            return self._call(plan.rows)
+        # llama.cpp would compute a row of every stream of the split layout together.
+        total = StepResult()
+        for rows in plan.rows:
+            result = self._call([rows])
+            if result.code is not DecodeCode.OK:
+                failed = {rows.slot: self._resync(rows) for rows in plan.rows}
+                return StepResult(DecodeCode.FAILED, cells=failed)
+            total.samples += result.samples
+        return total
+
+    def _call(self, planned: list[Rows]) -> StepResult:
+        """Run one `llama_decode` over checked rows and sample its outputs."""
+        outputs = self._batch.fill(planned)
         raw = self._library.decode(self._context, self._batch.native)
         if raw == DecodeCode.OK:
-            for rows in plan.rows:
+            for rows in planned:
                 self._cells[rows.slot] = rows.start + len(rows.tokens)
             return StepResult(DecodeCode.OK, [self._sample(slot, index) for slot, index in outputs])
         code = DecodeCode(raw) if raw in (1, 2, -1) else DecodeCode.FAILED
         if code in (DecodeCode.ABORTED, DecodeCode.FAILED):
-            return StepResult(code, cells={rows.slot: self._resync(rows) for rows in plan.rows})
+            return StepResult(code, cells={rows.slot: self._resync(rows) for rows in planned})
         return StepResult(code)
 
     def shutdown(self) -> None:

@@ -68,7 +68,7 @@ class LlamaParams:
     kv_type_v: KvType | None = None
     """None: as `kv_type`."""
     layout: Layout = "auto"
-    """`auto`: unified."""
+    """`auto`: unified, but split for row by row."""
     n_batch: int = 512
     """Most rows of one decode call."""
     n_ubatch: int = 512
@@ -129,7 +129,8 @@ class LlamaParams:
         )
         _require(
             self.unified or self.kv_cells in (None, self.slots * self.n_ctx),
-            "the split layout gives every slot n_ctx cells: leave kv_cells out, or take layout unified",
+            "the split layout, which deterministic mode takes too, gives every slot n_ctx cells: "
+            "leave kv_cells out, or take the unified layout",
         )
         layers = self.n_gpu_layers
         _require(
@@ -146,7 +147,16 @@ class LlamaParams:
     @property
     def unified(self) -> bool:
         """Whether all slots share one pool of cells."""
-        return self.layout != "split"
+        return self.layout == "unified" or (self.layout == "auto" and not self.row_by_row)
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether every row is computed by itself (`n_ubatch` 1): the deterministic mode.
+
+        Bits then depend on nothing that runs beside. That takes the split layout too: in a unified
+        pool the neighbours decide the order of a sequence's cells, and sums follow that order.
+        """
+        return self.n_ubatch == 1
 
     @property
     def total_cells(self) -> int:

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from server.llama.backend import LlamaBackend, load_backend
+from server.llama.params import LlamaParams
+from tests.llama.driving import Driver
+from tests.models import ModelFiles, ModelSpec
+
+SCRIPT = (b"Hello", b" there", b"\xe4\xbd", b"\xa0", b"<think>", b" hm", b"</think>", b"!")
+SCRIPTED = ModelSpec(script=SCRIPT)
+
+MakeDriver = Callable[..., Driver]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> ModelFiles:
+    return ModelFiles(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def make_driver(models) -> Iterator[MakeDriver]:
+    made: list[LlamaBackend] = []
+
+    def make(spec: ModelSpec | None = None, **params: Any) -> Driver:
+        defaults: dict[str, Any] = {"slots": 4, "n_ctx": 256, "threads": 1, "warmup": False}
+        wanted = LlamaParams(models.path(spec), **(defaults | params))
+        backend = load_backend(wanted)(lambda _fraction: None)
+        assert isinstance(backend, LlamaBackend)
+        made.append(backend)
+        return Driver(backend)
+
+    yield make
+    for backend in made:
+        backend.shutdown()
