@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import StatelessLifespan
+from starlette.types import ASGIApp, StatelessLifespan
 
 from server.api.errors import HttpError, refuse
 from server.api.middleware import RequestMiddleware
@@ -20,15 +21,43 @@ from server.core.errors import OnegpuError
 
 def create_app(parts: Parts, lifespan: StatelessLifespan[FastAPI] | None = None) -> FastAPI:
     """Return the ASGI application. It starts and stops nothing by itself; `lifespan` may."""
-    app = FastAPI(title="onegpu", version=parts.version, lifespan=lifespan, redoc_url=None)
+    app = _App(parts, lifespan)
     for router in (chat_router, completions_router, models_router, system_router):
         app.include_router(router(parts))
-    app.add_middleware(
-        RequestMiddleware, limits=parts.limits, clock=parts.clock, telemetry=parts.telemetry
-    )
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(OnegpuError, _own_error)
+    app.add_exception_handler(Exception, _own_error)
     app.add_exception_handler(HTTPException, _framework_error)
     return app
+
+
+class _App(FastAPI):
+    """Puts the request middleware outermost, where it sees the server's own `send`."""
+
+    def __init__(self, parts: Parts, lifespan: StatelessLifespan[FastAPI] | None) -> None:
+        super().__init__(
+            title="onegpu",
+            version=parts.version,
+            lifespan=lifespan,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+        )
+        self._parts = parts
+
+    def build_middleware_stack(self) -> ASGIApp:
+        parts = self._parts
+        return RequestMiddleware(
+            super().build_middleware_stack(),
+            limits=parts.limits,
+            clock=parts.clock,
+            telemetry=parts.telemetry,
+        )
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    """Nobody reads this; the status is for the log, as others use it."""
+    return Response(status_code=499)
 
 
 async def _own_error(request: Request, error: Exception) -> Response:

@@ -11,14 +11,13 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import Refusal, refuse
 from server.api.limits import ApiLimits
 from server.api.record import KEY, RequestRecord
 from server.core.clock import Clock
-from server.core.errors import RequestTooLarge
+from server.core.errors import OnegpuError, RequestTooLarge
 from server.gateway.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -53,8 +52,6 @@ class RequestMiddleware:
         try:
             call.check_length(headers)
             await self.app(scope, call.receive, call.send)
-        except ClientDisconnect:
-            record.status = record.status or 499
         except Exception as error:  # noqa: BLE001 - this is where they end
             await call.fail(error)
         finally:
@@ -96,7 +93,8 @@ class _Call:
         self._send = send
         self._scope = scope
         self._size = 0
-        self._responding = False
+        self._begun = False
+        self._complete = False
 
     def check_length(self, headers: Headers) -> None:
         """Refuse a body by its announced size, before any of it is read."""
@@ -115,35 +113,39 @@ class _Call:
     async def send(self, message: Message) -> None:
         """Put this server's headers on the answer."""
         if message["type"] == "http.response.start":
-            self._responding = True
+            self._begun = True
             self._record.status = message["status"]
             seconds = self._middleware.clock.monotonic() - self._record.begun
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._record.request_id
             headers["openai-processing-ms"] = str(round(seconds * 1000))
+        elif message["type"] == "http.response.body":
+            self._complete = not message.get("more_body", False)
         await self._send(message)
 
     async def fail(self, error: Exception) -> None:
         """Answer what nobody caught, or end a half-sent answer so that nobody takes it for whole."""
+        # Starlette wraps errors that come after the answer's start; the cause says what happened.
+        if isinstance(error.__cause__, OnegpuError):
+            error = error.__cause__
         refusal = refuse(error, started=self._record.started)
         self._record.error = refusal.code
         if refusal.status == 500:
             log.error(
                 "A request failed", exc_info=error, extra={"request_id": self._record.request_id}
             )
-        if self._responding:
+        if not self._begun:
+            await refusal.response()(self._scope, self._receive, self.send)
+        elif not self._complete:
             await self._cut()
-        else:
-            await self._answer(refusal)
-
-    async def _answer(self, refusal: Refusal) -> None:
-        await refusal.response()(self._scope, self._receive, self.send)
 
     async def _cut(self) -> None:
         """Reset the connection: closing it would wait for a reader that may never read."""
         transport = getattr(getattr(self._send, "__self__", None), "transport", None)
         if transport is not None:
             transport.abort()
+            # Let the server see the lost connection before the application returns.
+            await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     def _check(self, size: int) -> None:

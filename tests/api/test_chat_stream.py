@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import anyio
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from tests.serving import MODEL, Stack, serve
 
 pytestmark = pytest.mark.anyio
-HELLO = [{"role": "user", "content": "hello"}]
+HELLO: Any = [{"role": "user", "content": "hello"}]
 
 
 def client_of(stack):

@@ -35,9 +35,9 @@ def special_of(tokens):
     return [token for token in tokens if token >= 256]
 
 
-@pytest.fixture(params=TEMPLATES.values(), ids=TEMPLATES.keys())
+@pytest.fixture(params=list(TEMPLATES))
 def template(request):
-    return ChatTemplate(request.param, FakeTokenizer())
+    return ChatTemplate(TEMPLATES[request.param], FakeTokenizer())
 
 
 def chat(content, system="be brief", tool="result"):
