@@ -35,6 +35,7 @@ class Stack:
     connect_timeout: float = 30.0
     read_timeout: float = 30.0
     url: str = ""
+    server: uvicorn.Server = field(init=False)
 
     def __post_init__(self) -> None:
         clock = SystemClock()
@@ -88,7 +89,7 @@ async def serve(stack: Stack) -> AsyncIterator[Stack]:
     config = uvicorn.Config(
         stack.app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
     )
-    server = _Server(config)
+    server = stack.server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield stack

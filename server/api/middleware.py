@@ -13,7 +13,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import Refusal, refuse
+from server.api.errors import refuse
 from server.api.limits import ApiLimits
 from server.api.record import KEY, RequestRecord
 from server.core.clock import Clock

@@ -41,7 +41,7 @@ class DrainRate:
     def observe(self, busy: float, finished: int) -> None:
         """Take `busy` seconds with work that ended with `finished` requests done."""
         keep = math.exp(-busy / self._memory)
-        self._busy = self._busy * keep + self._memory * (1 - keep)
+        self._busy = self._busy * keep + busy
         self._finished = self._finished * keep + finished
 
     @property

@@ -146,7 +146,8 @@ class Generation:
             batch = await self._next(idle)
             ended = sum(isinstance(event, Finished | Failed) for _, event in batch)
             if ended and any(isinstance(event, Failed) for _, event in batch):
-                yield [item for item in batch if not isinstance(item[1], Failed)]
+                if before := [item for item in batch if not isinstance(item[1], Failed)]:
+                    yield before
                 _raise_failure(batch)
             left -= ended
             yield batch

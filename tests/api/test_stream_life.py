@@ -1,0 +1,247 @@
+"""How streams wait, fail, and end when their reader goes: over a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import replace
+
+import httpx
+import openai
+import pytest
+
+from server.core.errors import EngineDead, GenerationFailed
+from tests.fakes import FakeEngine
+from tests.serving import MODEL, Stack, serve
+
+pytestmark = pytest.mark.anyio
+CHAT = "/v1/chat/completions"
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
+STREAM = {**BODY, "stream": True}
+
+
+def manual(**api) -> Stack:
+    stack = Stack(engine=FakeEngine(manual=True))
+    return stack.with_api(**api) if api else stack
+
+
+@contextlib.asynccontextmanager
+async def asking(stack, body=STREAM):
+    """A request under way: gives a task whose result is the open answer."""
+    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
+        request = client.build_request("POST", CHAT, json=body)
+        task = asyncio.create_task(client.send(request, stream=True))
+        try:
+            yield task
+        finally:
+            if task.done() and not task.cancelled() and task.exception() is None:
+                await task.result().aclose()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, httpx.HTTPError):
+                await task
+
+
+async def blocks(answer):
+    text = "".join([part async for part in answer.aiter_text()])
+    return [block for block in text.split("\n\n") if block]
+
+
+async def test_the_status_waits_for_the_first_token():
+    async with serve(manual()) as stack, asking(stack) as task:
+        stream = await stack.engine.submitted()
+        stack.engine.start(stream)
+        stack.engine.fail(stream, GenerationFailed("no"))
+        answer = await task
+        assert answer.status_code == 500
+        assert json.loads(await answer.aread())["error"]["code"] == "generation_failed"
+    assert stack.admission.outstanding == 0
+
+
+async def test_past_the_hold_the_stream_opens_with_the_place_in_the_line():
+    async with serve(manual(stream_hold=0.01)) as stack:
+        other = stack.engine.submit(_request("other"))
+        async with asking(stack) as task:
+            stream = await stack.engine.submitted(2)
+            answer = await task
+            assert answer.status_code == 200
+            lines = answer.aiter_lines()
+            assert await anext(lines) == ": queued 2/2"
+            stack.engine.start(stream)
+            stack.engine.say(stream, "hi")
+            stack.engine.finish(stream)
+            data = [line async for line in lines if line.startswith("data: ")]
+        assert data[-1] == "data: [DONE]"
+        other.abort()
+
+
+async def test_comments_go_on_while_nothing_comes():
+    async with serve(manual(stream_hold=0.0, comment_every=0.02)) as stack, asking(stack) as task:
+        stream = await stack.engine.submitted()
+        lines = (await task).aiter_lines()
+        waiting = [line for line in [await anext(lines) for _ in range(4)] if line]
+        assert waiting == [": queued 1/1"] * 2
+        stack.engine.start(stream)
+        async for line in lines:
+            if line == ": processing":
+                break
+        stack.engine.finish(stream)
+        assert [line async for line in lines][-2] == "data: [DONE]"
+
+
+async def test_the_line_tells_the_expected_wait_once_it_is_known():
+    async with serve(manual(stream_hold=0.0)) as stack:
+        stack.admission._rate.observe(8.0, 1)
+        async with asking(stack) as task:
+            stream = await stack.engine.submitted()
+            line = await anext((await task).aiter_lines())
+            stack.engine.finish(stream)
+        assert line == ": queued 1/1, about 8 s"
+
+
+async def test_a_later_failure_is_an_event_without_done():
+    async with serve(manual()) as stack, asking(stack) as task:
+        stream = await stack.engine.submitted()
+        stack.engine.start(stream)
+        stack.engine.say(stream, "so far")
+        answer = await task
+        stack.engine.fail(stream, EngineDead("the loop raised"))
+        events = await blocks(answer)
+    assert answer.status_code == 200
+    told = json.loads(events[-1].removeprefix("data: "))
+    assert told["error"]["code"] == "engine_dead"
+    assert set(told["error"]) == {"message", "type", "param", "code"}
+    assert "so far" in events[-2]
+    assert not any("[DONE]" in event for event in events)
+
+
+async def test_the_official_client_raises_on_a_later_failure():
+    async with (
+        serve(manual()) as stack,
+        openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        task = asyncio.create_task(client.chat.completions.create(**STREAM))
+        stream = await stack.engine.submitted()
+        stack.engine.start(stream)
+        stack.engine.say(stream, "so far")
+        chunks = await task
+        stack.engine.fail(stream, GenerationFailed("the sampler broke"))
+        with pytest.raises(openai.APIError, match="the sampler broke"):
+            async for _ in chunks:
+                pass
+
+
+@pytest.mark.parametrize("phase", ["queued", "held", "running"])
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+async def test_a_client_that_goes_frees_everything(phase, body):
+    stack = manual(stream_hold=0.0 if phase == "queued" else 30.0)
+    async with serve(stack):
+        async with asking(stack, body) as task:
+            stream = await stack.engine.submitted()
+            if phase != "queued":
+                stack.engine.start(stream)
+            if phase == "running":
+                stack.engine.say(stream, "x")
+            if task.done() or (body is STREAM and phase != "held"):
+                await task
+        await stack.engine.until(lambda engine: engine.aborted)
+        async with asyncio.timeout(5):
+            await stack.admission.drained()
+    assert stack.engine.aborted == [stream.request_id]
+    assert stack.admission.outstanding == 0
+
+
+async def test_a_reader_that_stalls_is_cut_off_and_costs_only_itself():
+    async with serve(manual(write_timeout=0.2)) as stack:
+        host, port = stack.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        content = json.dumps(STREAM).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+        writer.write(head.encode() + content)
+        stream = await stack.engine.submitted()
+        stack.engine.start(stream)
+        while not stack.engine.aborted:
+            stack.engine.say(stream, "x" * 50_000)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await stack.admission.drained()
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(65536):
+                    pass
+        writer.close()
+        text = stack.metrics.render()[0].decode()
+    assert 'onegpu_errors_total{code="client_stalled"} 1.0' in text
+
+
+async def test_a_body_that_stops_coming_is_408():
+    async with serve(manual(write_timeout=0.1)) as stack:
+        host, port = stack.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{{".encode())
+        async with asyncio.timeout(5):
+            status = await reader.readline()
+            rest = await reader.readuntil(b"}}")
+        writer.close()
+    assert b"408" in status
+    assert b"client_stalled" in rest
+
+
+async def test_a_silent_engine_is_504_and_work_is_not_to_be_repeated():
+    stack = replace(manual(), read_timeout=0.1)
+    async with serve(stack), asking(stack, BODY) as task:
+        stream = await stack.engine.submitted()
+        stack.engine.start(stream)
+        answer = await task
+        assert answer.status_code == 504
+        assert answer.headers["x-should-retry"] == "false"
+        assert json.loads(await answer.aread())["error"]["code"] == "engine_timeout"
+    assert stack.engine.aborted == [stream.request_id]
+
+
+async def test_computing_a_long_prompt_is_not_silence():
+    stack = replace(manual(), read_timeout=0.2)
+    async with serve(stack), asking(stack, BODY) as task:
+        stream = await stack.engine.submitted()
+        stack.engine.start(stream)
+        for _ in range(20):
+            stack.engine.computed += 1
+            await asyncio.sleep(0.03)
+        assert not task.done()
+        stack.engine.say(stream, "done")
+        stack.engine.finish(stream)
+        assert (await task).status_code == 200
+
+
+async def test_a_server_told_to_exit_lets_streams_end():
+    async with serve(manual()) as stack, asking(stack) as task:
+        stream = await stack.engine.submitted()
+        stack.engine.start(stream)
+        stack.engine.say(stream, "one")
+        answer = await task
+        lines = answer.aiter_lines()
+        await anext(lines)
+        stack.server.should_exit = True
+        stack.engine.say(stream, "two")
+        async for line in lines:
+            if "two" in line:
+                break
+        stack.engine.finish(stream)
+        assert [line async for line in lines if line][-1] == "data: [DONE]"
+
+
+async def test_one_wakeup_with_many_tokens_is_one_chunk():
+    async with serve(manual()) as stack, asking(stack) as task:
+        stream = await stack.engine.submitted()
+        stack.engine.start(stream)
+        for text in ("a", "b", "c"):
+            stack.engine.say(stream, text)
+        stack.engine.finish(stream)
+        events = await blocks(await task)
+    assert len(events) == 4
+    assert json.loads(events[1][6:])["choices"][0]["delta"] == {"content": "abc"}
+
+
+def _request(request_id):
+    from server.core.request import GenerationRequest
+
+    return GenerationRequest(request_id, [1], 1)
