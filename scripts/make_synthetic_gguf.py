@@ -2,8 +2,9 @@
 
     python scripts/make_synthetic_gguf.py qwen3-0.6b build/qwen3-0.6b-Q4_K_M.gguf
 
-Tensor types are those that llama.cpp's quantizer chooses for Q4_K_M. The vocabulary has Qwen's size and Qwen3's special
-tokens at their own ids, with made-up merges. Tensors are written one after the other, so a 20 GB file needs little memory.
+Tensor types are those that llama.cpp's quantizer chooses for Q4_K_M. The vocabulary has Qwen's size
+and Qwen3's special tokens at their own ids, with made-up merges. Tensors are written one after the
+other, so a 20 GB file needs little memory.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ TEMPLATE = (
 )
 N_VOCAB = 151_936
 FIRST_SPECIAL = 151_643
-CONTROL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
-    "<tool_response> </tool_response> <think> </think>"
-).split()
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<tool_call>"),
+    *("</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>"),
+    "</think>",
+)
 ENDOFTEXT, IM_END = FIRST_SPECIAL, FIRST_SPECIAL + 2
 
 Q4_K, Q6_K = gguf.GGMLQuantizationType.Q4_K, gguf.GGMLQuantizationType.Q6_K
@@ -89,7 +92,8 @@ def tensors(shape: Shape) -> Iterator[Tensor]:
         shape.heads * shape.head_size,
         shape.kv_heads * shape.head_size,
     )
-    # Tied embeddings are also the output head. A gain of 3 spreads the logits like those of a trained model.
+    # Tied embeddings are also the output head. A gain of 3 spreads the logits like those of a
+    # trained model.
     yield Tensor("token_embd.weight", (N_VOCAB, width), Q6_K if shape.tied else Q4_K, 3.0)
     yield Tensor("output_norm.weight", (width,), F32)
     if not shape.tied:
@@ -115,8 +119,8 @@ def random_q4_k(
 ) -> npt.NDArray[np.uint8]:
     """Make Q4_K blocks whose weights have mean 0 and the given standard deviation.
 
-    A weight is d·s·q - dmin·m with 6-bit s and m and 4-bit q (`block_q4_K`). With s = m = 15 and dmin = 7.5 d it is
-    15 d (q - 7.5), and uniform q deviate by 4.61.
+    A weight is d·s·q - dmin·m with 6-bit s and m and 4-bit q (`block_q4_K`). With s = m = 15 and
+    dmin = 7.5 d it is 15 d (q - 7.5), and uniform q deviate by 4.61.
     """
     raw = np.frombuffer(random.bytes(blocks * 144), dtype=np.uint8).reshape(blocks, 144).copy()
     scale = deviation / (15 * 4.61)
@@ -129,7 +133,7 @@ def random_q4_k(
 def random_q6_k(
     random: np.random.Generator, blocks: int, deviation: float
 ) -> npt.NDArray[np.uint8]:
-    """Make Q6_K blocks: a weight is d·s·(q - 32) with 8-bit s and 6-bit q (`block_q6_K`); s = 16, q deviate by 18.47."""
+    """Make Q6_K blocks: weights are d·s·(q - 32), 8-bit s, 6-bit q (`block_q6_K`); here s = 16, q deviate by 18.47."""
     raw = np.frombuffer(random.bytes(blocks * 210), dtype=np.uint8).reshape(blocks, 210).copy()
     raw[:, 192:208] = 16
     raw[:, 208:210] = np.array([deviation / (16 * 18.47)], dtype="<f2").view(np.uint8)
@@ -152,8 +156,9 @@ def chunks(tensor: Tensor, random: np.random.Generator) -> Iterator[npt.NDArray[
 def vocabulary() -> tuple[list[str], list[int], list[str]]:
     """Make token texts, types and merges.
 
-    After the 256 bytes come all strings of 2, then 3, then 4 letters (the first may be the space, `Ġ`), in order,
-    each merged from its own beginning and one letter; then Qwen3's special tokens and padding.
+    After the 256 bytes come all strings of 2, then 3, then 4 letters (the first may be the space,
+    `Ġ`), in order, each merged from its own beginning and one letter; then Qwen3's special tokens
+    and padding.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     texts = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
@@ -168,7 +173,7 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
         level = [start + letter for start, letter in pairs]
         texts += level
     types = [int(gguf.TokenType.NORMAL)] * len(texts)
-    for text in CONTROL:
+    for text in SPECIAL:
         is_marker = (
             not text.startswith("<|") or "fim" in text or text in ("<|repo_name|>", "<|file_sep|>")
         )
@@ -180,7 +185,7 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
 
 
 def write(name: str, out: Path, *, seed: int = 0, header_only: bool = False) -> None:
-    """Write the file under a temporary name and move it into place, so that an interrupted run leaves nothing behind."""
+    """Write the file under a temporary name, then move it: an interrupted run leaves no half of one."""
     shape = SHAPES[name]
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
 """Small GGUF files for tests: a scripted model, a random one, and broken ones.
 
-Both are of the Qwen3 architecture with a byte-level BPE vocabulary of their own, so nothing is downloaded.
+Both are of the Qwen3 architecture with a byte-level BPE vocabulary of their own, so nothing is
+downloaded.
 
-The scripted model's greedy next token depends on the last token only: attention and feed-forward add nothing and
-`output.weight` holds the embeddings in permuted order. A script is therefore a chain of distinct tokens, started by
-`start` (a ChatML prompt ends in a newline) and ended by `<|im_end|>`.
+The scripted model's greedy next token depends on the last token only: attention and feed-forward
+add nothing and `output.weight` holds the embeddings in permuted order. A script is therefore a
+chain of distinct tokens, started by `start` (a ChatML prompt ends in a newline) and ended by
+`<|im_end|>`.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import llama_cpp
-from bench.common import Job, prompt, serve_lines
 from llama_cpp import llama_cpp as native
+
+from bench.common import Job, prompt, serve_lines
 
 
 class BareLoop:
@@ -45,7 +46,7 @@ class BareLoop:
     def run(self, job: Job) -> float:
         """Compute the prompts, then time the decode steps; tokens per second."""
         memory = llama_cpp.llama_get_memory(self.context)
-        llama_cpp.llama_memory_clear(memory, True)  # noqa: FBT003 - a C function's argument
+        llama_cpp.llama_memory_clear(memory, True)
         samplers = [self._sampler(job, seed) for seed in range(self.slots)]
         tokens, positions = [], []
         for slot, sampler in enumerate(samplers):
@@ -95,7 +96,7 @@ class BareLoop:
     def _tokenize(self, text: str) -> list[int]:
         data = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n".encode()
         ids = (ctypes.c_int32 * (len(data) + 8))()
-        count = native.llama_tokenize(self.vocab, data, len(data), ids, len(ids), False, True)  # noqa: FBT003
+        count = native.llama_tokenize(self.vocab, data, len(data), ids, len(ids), False, True)
         return ids[:count]
 
     def _sampler(self, job: Job, seed: int) -> Any:

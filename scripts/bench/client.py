@@ -103,7 +103,9 @@ def steady_rate(streams: list[Stream], tokens: int) -> float:
 def model_name(port: int) -> str:
     """Ask the server what its model is called."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        connection.sendall(
+            b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     name: str = json.loads(answer.partition(b"\r\n\r\n")[2])["data"][0]["id"]
     return name

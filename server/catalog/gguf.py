@@ -25,7 +25,16 @@ _NOT_TEXT = {
     "clip": "a vision or audio projector (mmproj), which only accompanies a language model",
     "mmproj": "a projector, which only accompanies a language model",
     **dict.fromkeys(
-        ("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"),
+        (
+            "bert",
+            "modern-bert",
+            "nomic-bert",
+            "nomic-bert-moe",
+            "neo-bert",
+            "jina-bert-v2",
+            "jina-bert-v3",
+            "eurobert",
+        ),
         "an embedding model, which cannot generate text",
     ),
     **dict.fromkeys(("t5", "t5encoder"), "an encoder-decoder model, which this server cannot run"),
@@ -89,7 +98,10 @@ class GgufHeader:
         return value.count if isinstance(value, ArrayRef) else 0
 
     def array(self, key: str) -> list[Any]:
-        """Decode an array; empty when there is none. Raises `ModelFileError` when the file changed or is corrupt."""
+        """Decode an array; empty when there is none.
+
+        Raises `ModelFileError` when the file changed or is corrupt.
+        """
         reference = self.metadata.get(key)
         if not isinstance(reference, ArrayRef):
             return []
@@ -121,7 +133,9 @@ class _Cursor:
 
     def scalar(self, kind: ValueType) -> int | float | bool:
         layout = SCALARS[kind]
-        value: int | float | bool = layout.unpack_from(self.data, self.take(layout.size, "a value"))[0]
+        value: int | float | bool = layout.unpack_from(
+            self.data, self.take(layout.size, "a value")
+        )[0]
         return value
 
     def unsigned(self, kind: ValueType) -> int:
@@ -163,10 +177,18 @@ class _Cursor:
         return reference
 
     def _step_over_strings(self, count: int) -> None:
-        # Each string has at least its 8-byte length: a lying count fails here, not after hours of looping.
+        # Each string has at least its 8-byte length: a lying count fails here, not after hours of
+        # looping.
         if count * 8 > self.end - self.position:
-            raise self.fail(f"an array claims {count} strings, more than the rest of the file can hold")
-        read, data, position, end = struct.Struct("<Q").unpack_from, self.data, self.position, self.end
+            raise self.fail(
+                f"an array claims {count} strings, more than the rest of the file can hold"
+            )
+        read, data, position, end = (
+            struct.Struct("<Q").unpack_from,
+            self.data,
+            self.position,
+            self.end,
+        )
         for _ in range(count):
             if position + 8 > end:
                 raise self.fail("a list of strings runs past the end of the file")
@@ -187,7 +209,10 @@ class _Cursor:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read metadata and tensor table. Raises `ModelFileError` that says what is wrong and what to do."""
+    """Read metadata and tensor table.
+
+    Raises `ModelFileError` that says what is wrong and what to do.
+    """
     with _mapped(path) as data:
         cursor = _Cursor(data, path)
         version = _read_preamble(cursor)
@@ -205,19 +230,28 @@ def read_header(path: Path) -> GgufHeader:
             metadata[key] = cursor.value()
         tensors = tuple(_read_tensor(cursor) for _ in range(n_tensors))
         alignment = metadata.get("general.alignment", _ALIGNMENT)
-        if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        if (
+            not isinstance(alignment, int)
+            or not 1 <= alignment <= 1 << 20
+            or alignment & (alignment - 1)
+        ):
             raise cursor.fail(f"its alignment is {alignment!r}, which is not a power of two")
         start = -(-cursor.position // alignment) * alignment
         return GgufHeader(path, version, metadata, tensors, start, cursor.end)
 
 
 def check(path: Path) -> GgufHeader:
-    """Read the header and refuse files that cannot be served. Raises `ModelFileError`; loading may still fail later."""
+    """Read the header and refuse files that cannot be served.
+
+    Raises `ModelFileError`; loading may still fail later.
+    """
     header = read_header(path)
     end = max((tensor.offset + tensor.n_bytes for tensor in header.tensors), default=0)
     missing = header.data_offset + end - header.file_size
     if header.tensors and missing > 0:
-        message = f"{path} is truncated: {missing:,} bytes of its tensors are missing. Download it again."
+        message = (
+            f"{path} is truncated: {missing:,} bytes of its tensors are missing. Download it again."
+        )
         raise ModelFileError(message)
     _check_kind(header)
     _check_tokenizer(header)
@@ -227,9 +261,13 @@ def check(path: Path) -> GgufHeader:
 def _check_kind(header: GgufHeader) -> None:
     architecture = header.architecture
     if not architecture:
-        raise ModelFileError(f"{header.path} names no architecture (general.architecture), so it is not a model.")
+        raise ModelFileError(
+            f"{header.path} names no architecture (general.architecture), so it is not a model."
+        )
     if header.metadata.get("general.type", "model") not in ("model", ""):
-        message = f"{header.path} is of type {header.metadata['general.type']!r}, not a model by itself."
+        message = (
+            f"{header.path} is of type {header.metadata['general.type']!r}, not a model by itself."
+        )
         raise ModelFileError(message)
     if architecture in _NOT_TEXT:
         message = f"{header.path} is {_NOT_TEXT[architecture]} ({architecture}). Choose a language model's GGUF."
@@ -264,7 +302,9 @@ def _read_tensor(cursor: _Cursor) -> TensorInfo:
     number = cursor.unsigned(ValueType.UINT32)
     offset = cursor.unsigned(ValueType.UINT64)
     if number not in BLOCKS:
-        raise cursor.fail(f"tensor {name[:80]!r} has type {number}, which this server does not know")
+        raise cursor.fail(
+            f"tensor {name[:80]!r} has type {number}, which this server does not know"
+        )
     type_name, block, block_bytes = BLOCKS[number]
     elements = 1
     for dimension in dimensions:
@@ -278,16 +318,24 @@ def _read_preamble(cursor: _Cursor) -> int:
     """Check magic and version; return the version."""
     head = cursor.data[: min(16, cursor.end)]
     if head[:4] != _MAGIC:
-        raise ModelFileError(f"{cursor.path} is not a GGUF: {_recognise(head)}. Give the path of a .gguf file.")
+        raise ModelFileError(
+            f"{cursor.path} is not a GGUF: {_recognise(head)}. Give the path of a .gguf file."
+        )
     cursor.take(4, "the magic")
     version = cursor.unsigned(ValueType.UINT32)
     if version in _VERSIONS:
         return version
     if int.from_bytes(struct.pack("<I", version), "big") in (1, *_VERSIONS):
-        raise ModelFileError(f"{cursor.path} is a big-endian GGUF. Choose a little-endian file of this model.")
+        raise ModelFileError(
+            f"{cursor.path} is a big-endian GGUF. Choose a little-endian file of this model."
+        )
     if version == 1:
-        raise ModelFileError(f"{cursor.path} is GGUF version 1, which llama.cpp no longer reads. Choose a newer file.")
-    raise ModelFileError(f"{cursor.path} is GGUF version {version}; this server reads {_VERSIONS}. Update the server.")
+        raise ModelFileError(
+            f"{cursor.path} is GGUF version 1, which llama.cpp no longer reads. Choose a newer file."
+        )
+    raise ModelFileError(
+        f"{cursor.path} is GGUF version {version}; this server reads {_VERSIONS}. Update the server."
+    )
 
 
 def _recognise(head: bytes) -> str:
@@ -296,7 +344,9 @@ def _recognise(head: bytes) -> str:
             return f"it is {name}"
     # safetensors: a 64-bit length, then JSON.
     if head[8:9] == b"{":
-        return "it is a safetensors file; convert it, or look for a repository with GGUF in its name"
+        return (
+            "it is a safetensors file; convert it, or look for a repository with GGUF in its name"
+        )
     return f"it starts with {head[:4]!r}"
 
 
@@ -312,15 +362,21 @@ class _mapped:  # noqa: N801 - used like a function
             if path.is_dir():
                 raise ModelFileError(f"{path} is a directory. Give the path of a .gguf file in it.")
             if path.exists() and not path.is_file():
-                raise ModelFileError(f"{path} is not a regular file. Give the path of a .gguf file.")
+                raise ModelFileError(
+                    f"{path} is not a regular file. Give the path of a .gguf file."
+                )
             with path.open("rb") as file:
                 if path.stat().st_size == 0:
                     raise ModelFileError(f"{path} is empty. Download it again.")
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as error:
-            raise ModelFileError(f"{path} does not exist. Give the path of a .gguf file.") from error
+            raise ModelFileError(
+                f"{path} does not exist. Give the path of a .gguf file."
+            ) from error
         except (OSError, ValueError) as error:
-            raise ModelFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+            raise ModelFileError(
+                f"{path} cannot be read: {getattr(error, 'strerror', None) or error}."
+            ) from error
         return self._data
 
     def __exit__(self, *_exception: object) -> None:

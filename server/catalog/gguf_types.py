@@ -77,7 +77,8 @@ BLOCKS: dict[int, tuple[str, int, int]] = {
     41: ("Q1_0", 128, 18),
     42: ("Q2_0", 64, 18),
 }
-"""`ggml_type` number → name, elements per block, bytes per block (ggml.c; the tests compare it with llama.cpp's own)."""
+"""`ggml_type` number → name, elements per block, bytes per block (ggml.c; the tests compare it with
+llama.cpp's own)."""
 
 FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a ZIP archive, perhaps a PyTorch checkpoint; look for the GGUF of this model"),

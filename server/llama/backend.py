@@ -73,7 +73,8 @@ class LlamaBackend:
     def truncate(self, slot: int, keep: int) -> None:
         """Drop the cells of `slot` at positions ≥ `keep`.
 
-        Raises `ValueError` for a slot or count that is not there, `RuntimeError` when llama.cpp refuses.
+        Raises `ValueError` for a slot or count that is not there, `RuntimeError` when llama.cpp
+        refuses.
         """
         # llama.cpp asserts on a sequence id out of range, and reads a negative one as "all".
         if not 0 <= slot < len(self._cells) or not 0 <= keep <= self._cells[slot]:
@@ -90,7 +91,10 @@ class LlamaBackend:
         self._cells[slot] = keep
 
     def open(self, slot: int, request: GenerationRequest) -> None:
-        """Make the sampler of `slot`. Raises `ValueError` for parameters that llama.cpp cannot take."""
+        """Make the sampler of `slot`.
+
+        Raises `ValueError` for parameters that llama.cpp cannot take.
+        """
         self.close(slot)
         self._samplers[slot] = make_sampler(self._source, request)
 
@@ -164,7 +168,8 @@ class LlamaBackend:
     def _resync(self, rows: Rows) -> int:
         """Count the cells that a failed call left in a planned slot.
 
-        An output that was computed but never sampled is lost: its last cell goes too, so that it can be computed again.
+        An output that was computed but never sampled is lost: its last cell goes too, so that it
+        can be computed again.
         """
         slot = rows.slot
         held = self._library.memory_seq_pos_max(self._memory, slot) + 1

@@ -43,7 +43,10 @@ class BatchBuffer:
         )
 
     def fill(self, planned: Sequence[Rows]) -> list[tuple[int, int]]:
-        """Write the rows one after the other; return (slot, row index) of each output. The caller has checked them."""
+        """Write the rows one after the other; return (slot, row index) of each output.
+
+        The caller has checked them.
+        """
         outputs: list[tuple[int, int]] = []
         end = 0
         for rows in planned:

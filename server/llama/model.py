@@ -27,7 +27,8 @@ _SPLIT_NONE = 0
 _FLASH = {"on": 1, "off": 0}
 _ALL_LAYERS = -1
 _LONGEST_VALUE = 256
-"""Bytes kept of a metadata value; the chat template and the token list are longer and have their own ways."""
+"""Bytes kept of a metadata value; the chat template and the token list are longer and have their
+own ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class LoadedModel:
 def load_model(
     library: Library, params: LlamaParams, progress: Callable[[float], None]
 ) -> LoadedModel:
-    """Load file and context in the calling thread. `progress` takes 0 to 1; an exception in it stops the load.
+    """Load file and context in the calling thread.
+
+    `progress` takes 0 to 1; an exception in it stops the load.
 
     Raises `ModelFileError` or `ConfigError` with llama.cpp's own last error.
     """
@@ -208,7 +211,7 @@ def _describe(library: Library, model: Address) -> str:
 
 
 def fingerprint(params: LlamaParams) -> str:
-    """`fp_` and 10 hexadecimal digits of a hash over the llama.cpp build, the file (size, both ends) and the KV types."""
+    """`fp_` and 10 hexadecimal digits: a hash of llama.cpp build, file (size and both ends) and KV types."""
     digest = hashlib.blake2b(digest_size=5)
     digest.update(f"{PINNED_VERSION}/{params.kv_type}/{params.value_type}/".encode())
     digest.update(_file_sample(params.path))

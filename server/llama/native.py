@@ -1,8 +1,9 @@
 """The part of llama.cpp's C API that this server uses, typed and checked.
 
-One `Library` holds bound C functions. Most release the GIL while they run (`ctypes.CDLL`); calls that take about a
-microsecond go through `ctypes.PyDLL`, because giving the GIL away costs more than they do.
-Handles (`model`, `context`, `vocab`, `memory`, `sampler`) are plain addresses: ints that are never 0.
+One `Library` holds bound C functions. Most release the GIL while they run (`ctypes.CDLL`); calls
+that take about a microsecond go through `ctypes.PyDLL`, because giving the GIL away costs more than
+they do. Handles (`model`, `context`, `vocab`, `memory`, `sampler`) are plain addresses: ints that
+are never 0.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def _bind(name: str, signature: _Signature, handle: ctypes.CDLL) -> Any:
     if [ctypes.sizeof(t) for t in known.argtypes] != [
         ctypes.sizeof(t) for t in signature.arguments
     ]:
-        message = f"{symbol} has other arguments than this server was written for; install llama-cpp-python=={PINNED_VERSION}."
+        message = f"{symbol} has other arguments than this server knows; install llama-cpp-python=={PINNED_VERSION}."
         raise ConfigError(message)
     function = handle[symbol]
     function.restype = signature.result

@@ -17,11 +17,15 @@ _CONTINUATION = 5
 _PREFIX = re.compile(r"^(?:\w+: )*(?:error loading model[^:]*: )*")
 _SOURCE_PATH = re.compile(r"\S*/(?=[\w.-]+:\d+: )")
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
-"""`ggml_log_level` to Python's. llama.cpp's "info" is a page per load and its warnings are routine: one step down."""
+"""`ggml_log_level` to Python's. llama.cpp's "info" is a page per load and its warnings are routine:
+one step down."""
 
 
 class NativeLog:
-    """Collects lines from `llama_log_set`. Keeps its callbacks alive: C must never call a freed one."""
+    """Collects lines from `llama_log_set`.
+
+    Keeps its callbacks alive: C must never call a freed one.
+    """
 
     def __init__(self, keep: int = 200) -> None:
         """Remember the last `keep` lines."""
@@ -34,11 +38,15 @@ class NativeLog:
         self._abort_callback = _ABORT_CALLBACK(self._on_abort)
 
     def install(self, llama: ctypes.CDLL) -> None:
-        """Point llama.cpp's log and ggml's abort message at this object. `llama` is the handle of libllama."""
+        """Point llama.cpp's log and ggml's abort message at this object.
+
+        `llama` is the handle of libllama.
+        """
         llama.llama_log_set.restype = None
         llama.llama_log_set.argtypes = [_LOG_CALLBACK, ctypes.c_void_p]
         llama.llama_log_set(self._log_callback, None)
-        # The symbol is libggml-base's. Opening that file by path would load it twice: wheels hold copies, not links.
+        # The symbol is libggml-base's. Opening that file by path would load it twice: wheels hold
+        # copies, not links.
         with contextlib.suppress(AttributeError):
             llama.ggml_set_abort_callback.restype = ctypes.c_void_p
             llama.ggml_set_abort_callback.argtypes = [_ABORT_CALLBACK]
@@ -73,7 +81,8 @@ class NativeLog:
             self._logger.log(number, "%s", line)
 
     def _on_abort(self, text: bytes | None) -> None:
-        # The process dies when this returns: straight to the descriptor, past every lock and buffer.
+        # The process dies when this returns: straight to the descriptor, past every lock and
+        # buffer.
         with contextlib.suppress(Exception):
             message = _SOURCE_PATH.sub(
                 "", (text or b"no message").decode("utf-8", "replace")

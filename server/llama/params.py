@@ -63,7 +63,8 @@ class LlamaParams:
     yarn_beta_fast: float | None = None
     yarn_beta_slow: float | None = None
     flash_attention: FlashAttention = "auto"
-    """`auto`: on. Without it saving and loading of prefixes is 500 times slower, and V cannot be quantized."""
+    """`auto`: on. Without it saving and loading of prefixes is 500 times slower, and V cannot be
+    quantized."""
     kv_type: KvType = "f16"
     kv_type_v: KvType | None = None
     """None: as `kv_type`."""
@@ -109,7 +110,8 @@ class LlamaParams:
             _require(known, f"{name} must be one of {', '.join(KV_TYPES)}, not {value!r}")
         _require(
             self.flash_attention != "off" or self.value_type in _UNQUANTIZED,
-            f"a {self.value_type} value cache needs flash attention: set flash_attention to auto or on, or kv_type to f16",
+            f"a {self.value_type} value cache needs flash attention: "
+            "set flash_attention to auto or on, or kv_type to f16",
         )
         _require(
             self.layout in ("auto", "unified", "split"),
@@ -179,8 +181,8 @@ class LlamaParams:
 
     @property
     def effective_n_batch(self) -> int:
-        """Rows of one decode call that llama.cpp will really take: never more than the cells it rounds up to."""
-        return min(self.n_batch, -(-self.native_n_ctx // _PADDING) * _PADDING)
+        """Rows of one decode call that llama.cpp will really take: never more than cells."""
+        return min(self.n_batch, self.native_n_ctx)
 
     @property
     def thread_count(self) -> int:

@@ -1,8 +1,9 @@
 """Sampler chains in C, one per running sequence, built from `SamplingParams`.
 
-`_STAGES` maps every parameter to its `llama_sampler_init_*`, in llama.cpp's standard order (`common/sampling.cpp`).
-A sampler whose parameters are neutral is left out: each one costs a pass over the vocabulary.
-`llama_sampler_sample` accepts the token that it drew, so nothing has to be accepted after it.
+`_STAGES` maps every parameter to its `llama_sampler_init_*`, in llama.cpp's standard order
+(`common/sampling.cpp`). A sampler whose parameters are neutral is left out: each one costs a pass
+over the vocabulary. `llama_sampler_sample` accepts the token that it drew, so nothing has to be
+accepted after it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _MIN_KEEP = 1
 """Candidates that every filter leaves: with none, llama.cpp asserts and the process dies."""
 _MIROSTAT_M = 100
 _COLDEST = 1e-20
-"""Temperatures up to this are greedy: logits divided by less overflow, and then some token is drawn silently."""
+"""Temperatures up to this are greedy: logits divided by less overflow, and then some token is drawn
+silently."""
 _NATIVE_RANDOM_SEED = 0xFFFFFFFF
 """`LLAMA_DEFAULT_SEED`: llama.cpp reads this one value as "draw a seed"."""
 
@@ -215,7 +217,8 @@ def _bias_of(source: SamplerSource, request: GenerationRequest) -> dict[int, flo
     if request.ignore_eos:
         bias.update(dict.fromkeys(source.eog, -math.inf))
     for token, value in bias.items():
-        # llama.cpp would use the id as an index and draw from NaN or infinite logits without a word.
+        # llama.cpp would use the id as an index and draw from NaN or infinite logits without a
+        # word.
         if not 0 <= token < source.n_vocab or not value < math.inf:
             message = (
                 f"logit_bias: token {token} with value {value} is not possible with this vocabulary"
@@ -225,7 +228,7 @@ def _bias_of(source: SamplerSource, request: GenerationRequest) -> dict[int, flo
 
 
 def _check_values(params: SamplingParams) -> None:
-    """Raise `ValueError` for numbers that make llama.cpp draw from NaN: the API validates ranges, this is the last line."""
+    """Raise `ValueError` for numbers that make llama.cpp draw from NaN; the API has checked ranges before."""
     for field in fields(params):
         value = getattr(params, field.name)
         if isinstance(value, float) and not math.isfinite(value):

@@ -44,7 +44,8 @@ class LlamaVocab:
             token for token in ids if library.vocab_is_eog(vocab, token)
         )
         self.control_tokens = self._texts_of(attributes, _CONTROL, _CONTROL)
-        # llama.cpp marks some user-defined tokens (`<|fim_pad|>`) as control too: then they are no text.
+        # llama.cpp marks some user-defined tokens (`<|fim_pad|>`) as control too: then they are no
+        # text.
         self.marker_tokens = self._texts_of(attributes, _USER_DEFINED | _CONTROL, _USER_DEFINED)
         self.bos_text = self._text_of(library.vocab_bos(vocab))
         self.eos_text = self._text_of(library.vocab_eos(vocab))
@@ -52,7 +53,9 @@ class LlamaVocab:
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
     ) -> list[int]:
-        """Token ids of `text`. `add_special` adds BOS/EOS as the model wants; `parse_special` reads control tokens.
+        """Token ids of `text`.
+
+        `add_special` adds BOS/EOS as the model wants; `parse_special` reads control tokens.
 
         Raises `InvalidRequest` for text that UTF-8 cannot carry (lone surrogates).
         """
@@ -77,7 +80,10 @@ class LlamaVocab:
             room = -count
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
-        """Bytes of `tokens`; `special` shows control tokens too. Ids out of range raise `InvalidRequest`."""
+        """Bytes of `tokens`; `special` shows control tokens too.
+
+        Ids out of range raise `InvalidRequest`.
+        """
         table = self._shown if special else self.pieces
         n_vocab = self.n_vocab
         for token in tokens:

@@ -134,7 +134,9 @@ def test_penalties_see_the_prompt_and_the_answer(make_driver):
 def test_penalty_window_ends_where_repeat_last_n_says(make_driver):
     driver = make_driver()
     said = driver.alone(
-        PROMPT, 30, sampling=SamplingParams(temperature=0.0, presence_penalty=1000.0, repeat_last_n=2)
+        PROMPT,
+        30,
+        sampling=SamplingParams(temperature=0.0, presence_penalty=1000.0, repeat_last_n=2),
     )
     assert all(len(set(said[i : i + 3])) == 3 for i in range(28))
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from server.core.errors import InvalidRequest
+from tests.models import CONTROL, MARKERS, ModelSpec, vocabulary
+
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture
+def vocab(make_driver):
+    return make_driver().backend.tokenizer
+
+
+TEXTS = ["", "hello world", "the  end\n\n\t", "你好, wörld 🎉", "a\0b", "\ufeff\u200b", "x" * 5000]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_survives_both_ways(vocab, text):
+    tokens = vocab.encode(text)
+    assert vocab.decode(tokens) == text.encode()
+    assert b"".join(vocab.pieces[token] for token in tokens) == text.encode()
+
+
+def test_merges_are_applied(vocab):
+    assert len(vocab.encode("hello")) < 5
+    assert vocab.n_vocab == len(vocabulary(ModelSpec()).texts)
+
+
+def test_control_tokens_are_read_only_on_request_and_shown_only_on_request(vocab):
+    text = "<|im_start|>user<|im_end|>"
+    plain = vocab.encode(text)
+    parsed = vocab.encode(text, parse_special=True)
+    assert not set(plain) & set(vocab.control_tokens.values())
+    assert parsed[0] == vocab.control_tokens["<|im_start|>"]
+    assert parsed[-1] == vocab.control_tokens["<|im_end|>"]
+    assert vocab.decode(plain) == vocab.decode(parsed, special=True) == text.encode()
+    assert vocab.decode(parsed) == b"user"
+    assert all(vocab.pieces[token] == b"" for token in vocab.control_tokens.values())
+
+
+def test_markers_stand_for_text(vocab):
+    assert tuple(vocab.control_tokens) == CONTROL
+    assert tuple(vocab.marker_tokens) == MARKERS
+    (think,) = vocab.encode("<think>", parse_special=True)
+    assert think == vocab.marker_tokens["<think>"]
+    assert vocab.pieces[think] == b"<think>"
+
+
+def test_end_tokens_and_names(vocab):
+    assert vocab.eog == {vocab.control_tokens["<|im_end|>"], vocab.control_tokens["<|endoftext|>"]}
+    assert vocab.eos_text == "<|im_end|>"
+    assert vocab.bos_text == "<|endoftext|>"
+
+
+def test_lone_surrogates_are_refused_by_name(vocab):
+    with pytest.raises(InvalidRequest, match=r"U\+D83D"):
+        vocab.encode("ok \ud83d")
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_ids_out_of_range_are_refused(vocab, token):
+    with pytest.raises(InvalidRequest, match="out of range"):
+        vocab.decode([1, token])
+
+
+def test_threads_share_it(vocab):
+    texts = [f"hello world {i} 你好 " * 50 for i in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(vocab.encode, texts)) == [vocab.encode(text) for text in texts]
