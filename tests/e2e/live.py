@@ -43,15 +43,16 @@ class LiveServer:
                 self._await(r"is ready on")
         except BaseException:
             self.process.kill()
+            self.wait()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-        self.wait()
+            self.wait()
 
     def wait(self) -> int:
         """Wait for the end and return the exit status."""
@@ -63,6 +64,9 @@ class LiveServer:
             raise
         for reader in self._readers:
             reader.join(_PATIENCE)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
         return status
 
     def client(self) -> httpx.Client:

@@ -140,6 +140,8 @@ def test_text_from_users_never_becomes_control_tokens(server):
             for text in ("hi", hostile)
         ]
         # As text the markers are several tokens each, as control tokens they would be one.
-        plain = http.post("/tokenize", json={"content": hostile}).json()["tokens"]
+        plain = http.post("/tokenize", json={"content": hostile, "parse_special": False}).json()[
+            "tokens"
+        ]
         assert start not in plain
         assert usage[1] - usage[0] >= len(plain) - 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.e2e.live import DEMO, LiveServer
@@ -40,9 +42,12 @@ class Stream(threading.Thread):
         self.body = LONG | fields
         self.first = threading.Event()
         self.lines: list[str] = []
+        self.cut = False
+        """Whether the connection broke off."""
 
     def run(self) -> None:
         with (
+            contextlib.suppress(httpx.RemoteProtocolError),
             self.server.client() as http,
             http.stream("POST", "/v1/chat/completions", json=self.body) as response,
         ):
@@ -50,6 +55,8 @@ class Stream(threading.Thread):
                 if line:
                     self.lines.append(line)
                     self.first.set()
+            return
+        self.cut = True
 
 
 def test_the_announced_curl_line_works():
@@ -107,6 +114,8 @@ def test_a_second_sigterm_ends_at_once():
             until(lambda: http.get("/health/ready").status_code == 503)
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 128 + signal.SIGTERM
+        stream.join(60)
+    assert stream.cut
 
 
 def test_a_port_in_use_is_named_with_a_way_out():
