@@ -203,6 +203,8 @@ class FakeEngine:
     has_work: bool = False
     last_step: float = 0.0
     computed: int = 0
+    prefilling: bool = False
+    """Every look at the slots finds another prompt row computed."""
     dead_reason: str | None = None
 
     def __post_init__(self) -> None:
@@ -282,6 +284,8 @@ class FakeEngine:
         )
 
     def slot_views(self) -> list[SlotView]:
+        self.computed += self.prefilling
+        self.changed()
         views = []
         for index in range(self.slots):
             stream = self.running[index] if index < len(self.running) else None

@@ -35,7 +35,7 @@ class Stack:
     connect_timeout: float = 30.0
     read_timeout: float = 30.0
     url: str = ""
-    server: uvicorn.Server = field(init=False)
+    server: uvicorn.Server = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         clock = SystemClock()

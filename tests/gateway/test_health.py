@@ -1,0 +1,55 @@
+"""Health follows the engine's progress."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.engine.interface import EngineState
+from server.gateway.admission import AdmissionController, AdmissionLimits
+from server.gateway.health import Health, HealthLimits
+from tests.fakes import FakeClock, FakeEngine
+
+
+@pytest.fixture
+def parts():
+    clock, engine = FakeClock(), FakeEngine()
+    line = AdmissionController(AdmissionLimits(1, 1), clock)
+    engine.last_step = clock.now
+    return Health(engine, line, HealthLimits(stall_after=30.0), clock), engine, line, clock
+
+
+def test_standing_still_is_fine_without_work(parts):
+    health, engine, _, clock = parts
+    clock.advance(3600)
+    assert health.live().ok
+    engine.has_work = True
+    assert health.live().status == "stalled"
+    engine.last_step = clock.now
+    assert health.live().ok
+    clock.advance(30.5)
+    assert not health.live().ok
+    assert not health.ready().ok
+
+
+def test_loading_is_alive_but_not_ready(parts):
+    health, engine, _, clock = parts
+    engine.state, engine.progress, engine.has_work = EngineState.LOADING, 0.4, True
+    clock.advance(3600)
+    assert health.live().ok
+    assert health.ready().status == "loading"
+    assert "40%" in health.ready().message
+
+
+def test_dead_says_why(parts):
+    health, engine, _, _ = parts
+    engine.state, engine.dead_reason = EngineState.DEAD, "the loop raised"
+    assert health.live().message == "the loop raised"
+    assert health.ready().status == "dead"
+
+
+def test_draining_is_alive_but_not_ready(parts):
+    health, _, line, _ = parts
+    assert health.ready().ok
+    line.drain()
+    assert health.live().ok
+    assert health.ready().status == "draining"

@@ -1,0 +1,244 @@
+"""From a spec to running sequences, and every way it can end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from server.core.errors import (
+    ContextLengthExceeded,
+    EngineTimeout,
+    GenerationFailed,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+)
+from server.core.events import Delta, Finished, Started
+from server.core.request import SamplingParams
+from server.gateway.spec import ChatPrompt, GenerationSpec, TextPrompt, TokenPrompt
+from tests.fakes import FakeEngine, Script
+from tests.serving import MODEL, Stack
+
+pytestmark = pytest.mark.anyio
+
+
+def spec(*prompts, **fields):
+    return GenerationSpec("id", MODEL, prompts or (TextPrompt("hello"),), **fields)
+
+
+@pytest.fixture
+def stack():
+    made = Stack(engine=FakeEngine(manual=True))
+    yield made
+    made.service.shutdown()
+    assert made.admission.outstanding == 0
+    assert not made.engine.running
+    assert not made.engine.waiting
+
+
+async def test_requests_carry_what_was_asked(stack):
+    sampling = SamplingParams(seed=2**32 - 1, temperature=0.5)
+    generation = await stack.service.open(
+        spec(n=3, sampling=sampling, max_tokens=7, stop=("x",), logprobs=2, reuse_prefix=False)
+    )
+    requests = stack.engine.requests
+    assert [request.request_id for request in requests] == ["id-0", "id-1", "id-2"]
+    assert [request.sampling.seed for request in requests] == [2**32 - 1, 0, 1]
+    assert {(r.max_tokens, r.stop, r.logprobs, r.reuse_prefix) for r in requests} == {
+        (7, ("x",), 2, False)
+    }
+    assert all(request.deadline is not None for request in requests)
+    assert generation.prompt_tokens == 5
+    generation.close()
+
+
+async def test_several_prompts_are_numbered_prompt_by_prompt(stack):
+    generation = await stack.service.open(spec(TextPrompt("a"), TokenPrompt([1, 2]), n=2))
+    assert [list(r.prompt) for r in stack.engine.requests] == [[97], [97], [1, 2], [1, 2]]
+    assert [choice.prompt for choice in generation.choices] == [0, 0, 1, 1]
+    assert generation.prompt_tokens == 3
+    generation.close()
+
+
+async def test_the_default_output_is_bounded_by_what_remains(stack):
+    (await stack.service.open(spec())).close()
+    (await stack.service.open(spec(TextPrompt("x" * 4090)))).close()
+    assert [request.max_tokens for request in stack.engine.requests] == [64, 6]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    [
+        (spec(n=5), InvalidRequest),
+        (spec(TextPrompt("")), InvalidRequest),
+        (spec(TokenPrompt([999])), InvalidRequest),
+        (spec(sampling=SamplingParams(logit_bias={999: 1.0})), InvalidRequest),
+        (spec(TextPrompt("x" * 4096)), ContextLengthExceeded),
+        (spec(max_tokens=4092), ContextLengthExceeded),
+        (spec(ChatPrompt([{"role": "user", "content": "x" * 5000}])), ContextLengthExceeded),
+        (GenerationSpec("id", "other", (TextPrompt("x"),)), ModelNotFound),
+    ],
+)
+async def test_what_cannot_run_is_refused_and_leaves_nothing(stack, wanted, error):
+    with pytest.raises(error):
+        await stack.service.open(wanted)
+    assert not stack.engine.requests
+
+
+async def test_a_submission_that_fails_half_way_is_undone(stack):
+    whole, left = stack.engine.submit, [2]
+
+    def submit(request):
+        left[0] -= 1
+        if left[0] < 0:
+            raise QueueFull("no")
+        return whole(request)
+
+    stack.engine.submit = submit
+    with pytest.raises(QueueFull):
+        await stack.service.open(spec(n=3))
+    assert stack.engine.aborted == ["id-0", "id-1"]
+
+
+async def test_a_caller_cancelled_while_tokenizing_leaves_nothing(stack):
+    import threading
+
+    gate, begun = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    whole = stack.service.prompter.encode
+
+    def encode(prompt):
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait(10)
+        return whole(prompt)
+
+    stack.service.prompter.encode = encode
+    task = asyncio.create_task(stack.service.open(spec()))
+    await begun.wait()
+    assert stack.admission.outstanding == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stack.admission.outstanding == 0
+    gate.set()
+    assert not stack.engine.requests
+
+
+async def test_events_of_all_choices_are_merged_in_batches(stack):
+    generation = await stack.service.open(spec(n=2))
+    first, second = stack.engine.streams
+    stack.engine.start(first, cached=4)
+    stack.engine.start(second, cached=2)
+    stack.engine.say(second, "b")
+    stack.engine.say(first, "a")
+    assert await generation.first_events(5)
+    stack.engine.finish(first)
+    stack.engine.finish(second)
+    events = [item async for batch in generation.events() for item in batch]
+    assert {number for number, _ in events} == {0, 1}
+    for number in (0, 1):
+        kinds = [type(event) for at, event in events if at == number]
+        assert kinds == [Started, Delta, Finished]
+    assert generation.completion_tokens == 10
+    assert generation.cached_tokens == 2
+    generation.close()
+    assert not stack.engine.aborted
+
+
+async def test_first_events_returns_after_the_hold(stack):
+    generation = await stack.service.open(spec())
+    assert not await generation.first_events(0.01)
+    assert not await generation.first_events(0.0)
+    stack.engine.start(stack.engine.streams[0])
+    assert not await generation.first_events(0.01)
+    stack.engine.say(stack.engine.streams[0], "x")
+    assert await generation.first_events(5)
+    stack.engine.finish(stack.engine.streams[0])
+    kinds = [type(event) async for batch in generation.events() for _, event in batch]
+    assert kinds == [Started, Delta, Finished]
+    generation.close()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_failure_ends_the_whole_request(stack, n):
+    generation = await stack.service.open(spec(n=n))
+    first = stack.engine.streams[0]
+    stack.engine.start(first)
+    stack.engine.say(first, "x")
+    assert await generation.first_events(5)
+    stack.engine.fail(first, GenerationFailed("broken"))
+    seen: list[Any] = []
+    with pytest.raises(GenerationFailed):
+        await _collect(generation.events(), seen)
+    assert any(isinstance(event, Delta) for _, event in seen)
+    generation.close()
+    assert len(stack.engine.aborted) == n - 1
+
+
+async def _collect(events, into, *, whole=False):
+    async for batch in events:
+        into += [batch] if whole else batch
+
+
+async def test_the_engines_silence_is_bounded_in_the_line_too():
+    stack = Stack(engine=FakeEngine(manual=True), read_timeout=0.03, connect_timeout=0.03)
+    generation = await stack.service.open(spec())
+    with pytest.raises(EngineTimeout):
+        async for _ in generation.events():
+            pass
+    generation.close()
+    assert stack.admission.outstanding == 0
+
+
+async def test_waiting_with_comments_still_ends_in_a_timeout():
+    stack = Stack(engine=FakeEngine(manual=True), read_timeout=0.1)
+    generation = await stack.service.open(spec())
+    stack.engine.start(stack.engine.streams[0])
+    batches: list[Any] = []
+    with pytest.raises(EngineTimeout):
+        await _collect(generation.events(idle=0.01), batches, whole=True)
+    assert batches.count([]) > 1
+    generation.close()
+
+
+async def test_close_is_idempotent_and_frees_at_once(stack):
+    generation = await stack.service.open(spec(n=2))
+    generation.close()
+    generation.close()
+    assert stack.engine.aborted == ["id-0", "id-1"]
+    assert stack.admission.outstanding == 0
+    assert stack.admission.counters["released"] == 1
+
+
+async def test_the_place_in_the_line(stack):
+    stack.admission._rate.observe(4.0, 2)
+    ahead = await stack.service.open(spec())
+    generation = await stack.service.open(GenerationSpec("other", MODEL, (TextPrompt("x"),)))
+    status = generation.queue_status()
+    assert (status.position, status.waiting) == (2, 2)
+    assert status.seconds == pytest.approx(4.0, rel=0.01)
+    stack.engine.start(stack.engine.streams[1])
+    await generation.first_events(0.01)
+    assert generation.queue_status() is None
+    ahead.close()
+    generation.close()
+
+
+async def test_observations_are_told(stack):
+    stack.engine.manual = False
+    stack.engine.script = lambda _: Script(cached=3)
+    generation = await stack.service.open(spec())
+    async for _ in generation.events():
+        pass
+    generation.close()
+    text = stack.metrics.render()[0].decode()
+    for line in (
+        "onegpu_prompt_tokens_total 5.0",
+        "onegpu_completion_tokens_total 5.0",
+        "onegpu_queue_wait_seconds_count 1.0",
+        "onegpu_first_token_seconds_count 1.0",
+        "onegpu_aborted_total 0.0",
+    ):
+        assert line in text
