@@ -171,6 +171,8 @@ def _facts(record: RequestRecord, seconds: float) -> dict[str, object]:
         facts["prompt_tokens"] = generation.prompt_tokens
         facts["cached_tokens"] = generation.cached_tokens
         facts["completion_tokens"] = generation.completion_tokens
+        if not generation.complete:
+            facts["aborted"] = True
         if (first := generation.seconds_to_first_token) is not None:
             facts["first_token_ms"] = round(first * 1000, 1)
     return facts

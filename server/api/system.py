@@ -31,7 +31,10 @@ def system_router(parts: Parts) -> APIRouter:
     @router.get("/slots")
     async def slots() -> list[dict[str, Any]]:
         """One entry per slot."""
-        return [{"id": view.index, **asdict(view)} for view in parts.engine.slot_views()]
+        return [
+            {"id": view.index, "is_processing": view.running, **asdict(view)}
+            for view in parts.engine.slot_views()
+        ]
 
     @router.get("/health")
     async def health() -> Response:

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from server.core.clock import Clock
-from server.core.errors import EngineTimeout, OnegpuError
-from server.core.events import Delta, Event, Failed, Finished, Started, Usage
+from server.core.errors import EngineTimeout, OnegpuError, QueueTimeout
+from server.core.events import Delta, Event, Failed, Finished, Started
 from server.engine.interface import Engine, TokenStreamLike
 from server.gateway.admission import AdmissionController, Ticket
 from server.gateway.telemetry import Telemetry
@@ -38,7 +38,8 @@ class Choice:
     started_at: float | None = None
     first_at: float | None = None
     last_at: float | None = None
-    usage: Usage | None = None
+    generated: int = 0
+    """Tokens so far."""
     cached_tokens: int = 0
     ended: bool = False
     reader: asyncio.Task[None] | None = None
@@ -103,8 +104,13 @@ class Generation:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all choices that have ended."""
-        return sum(choice.usage.completion_tokens for choice in self.choices if choice.usage)
+        """Tokens of all choices so far."""
+        return sum(choice.generated for choice in self.choices)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every choice has ended."""
+        return all(choice.ended for choice in self.choices)
 
     @property
     def started(self) -> bool:
@@ -129,7 +135,7 @@ class Generation:
                 batch = await self._next(left)
                 held += batch
                 if any(not isinstance(event, Started) for _, event in batch):
-                    _raise_failure(batch)
+                    self._raise_failure(batch)
                     return True
             return False
         finally:
@@ -148,7 +154,7 @@ class Generation:
             if ended and any(isinstance(event, Failed) for _, event in batch):
                 if before := [item for item in batch if not isinstance(item[1], Failed)]:
                     yield before
-                _raise_failure(batch)
+                self._raise_failure(batch)
             left -= ended
             yield batch
 
@@ -172,9 +178,11 @@ class Generation:
         if self.closed:
             return
         self.closed = True
-        if any(not choice.ended for choice in self.choices):
+        if not self.complete:
             self.context.telemetry.aborted()
         for choice in self.choices:
+            if not choice.ended:
+                self._count(choice)
             choice.stream.abort()
             if choice.reader is not None:
                 choice.reader.cancel()
@@ -241,15 +249,15 @@ class Generation:
             self._pending.append((number, event))
             if isinstance(event, Delta):
                 tokens += len(event.token_ids)
+                choice.generated += len(event.token_ids)
             elif isinstance(event, Started):
                 choice.started_at = now
                 choice.cached_tokens = event.cached_tokens
                 telemetry.queue_wait(now - self.opened_at)
             else:
                 choice.ended = True
-                choice.usage = event.usage
-                used = event.usage
-                telemetry.usage(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
+                choice.generated = event.usage.completion_tokens
+                self._count(choice)
         if tokens:
             if choice.last_at is None:
                 choice.first_at = now
@@ -257,6 +265,23 @@ class Generation:
             else:
                 telemetry.token_gap(now - choice.last_at, tokens)
             choice.last_at = now
+
+    def _count(self, choice: Choice) -> None:
+        """Report the tokens of a choice that ends here; one that had no slot has used none."""
+        if choice.started_at is not None:
+            prompt = len(self.prompts[choice.prompt])
+            self.context.telemetry.usage(prompt, choice.cached_tokens, choice.generated)
+
+    def _raise_failure(self, batch: Batch) -> None:
+        for _, event in batch:
+            if not isinstance(event, Failed):
+                continue
+            error: OnegpuError = event.error
+            if isinstance(error, QueueTimeout) and error.retry_after is None:
+                # The engine knows no rates, the line does.
+                advice = self.context.admission.retry_after()
+                raise QueueTimeout(error.message, retry_after=advice)
+            raise error
 
     def _patience(self) -> float:
         """Seconds of silence that are too long.
@@ -272,10 +297,3 @@ class Generation:
         ids = {choice.stream.request_id for choice in self.choices}
         views = [view for view in self.context.engine.slot_views() if view.request_id in ids]
         return sum(view.computed_tokens for view in views), len(views)
-
-
-def _raise_failure(batch: Batch) -> None:
-    for _, event in batch:
-        if isinstance(event, Failed):
-            error: OnegpuError = event.error
-            raise error
