@@ -6,14 +6,14 @@ over and decoded only when asked for, and no count in the file is trusted furthe
 
 from __future__ import annotations
 
-import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.catalog.gguf_types import BLOCKS, FOREIGN, SCALARS, MetadataValue, ValueType
+from server.catalog.gguf_cursor import ArrayRef, Cursor, mapped
+from server.catalog.gguf_types import BLOCKS, FOREIGN, MetadataValue, ValueType
 from server.core.errors import ModelFileError
 
 _MAGIC = b"GGUF"
@@ -56,16 +56,6 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayRef:
-    """An array in the file that was stepped over."""
-
-    value_type: ValueType
-    count: int
-    position: int
-    """Byte offset of its first element in the file."""
-
-
-@dataclass(frozen=True, slots=True)
 class GgufHeader:
     """What a GGUF says about itself. Arrays in `metadata` are `ArrayRef`s; `array` reads one."""
 
@@ -105,107 +95,9 @@ class GgufHeader:
         reference = self.metadata.get(key)
         if not isinstance(reference, ArrayRef):
             return []
-        with _mapped(self.path) as data:
-            cursor = _Cursor(data, self.path, reference.position)
+        with mapped(self.path) as data:
+            cursor = Cursor(data, self.path, reference.position)
             return list(cursor.elements(reference.value_type, reference.count))
-
-
-class _Cursor:
-    """Reads forward through mapped bytes; every step is checked against the end of the file."""
-
-    def __init__(self, data: mmap.mmap, path: Path, position: int = 0) -> None:
-        self.data = data
-        self.path = path
-        self.position = position
-        self.end = len(data)
-
-    def fail(self, reason: str) -> ModelFileError:
-        return ModelFileError(f"{self.path} is not a sound GGUF: {reason}. Download it again.")
-
-    def take(self, count: int, what: str) -> int:
-        """Step over `count` bytes; return where they start."""
-        start = self.position
-        if count > self.end - start:
-            message = f"{what} needs {count} bytes at offset {start}, but the file ends after {self.end - start} more"
-            raise self.fail(message)
-        self.position = start + count
-        return start
-
-    def scalar(self, kind: ValueType) -> int | float | bool:
-        layout = SCALARS[kind]
-        value: int | float | bool = layout.unpack_from(
-            self.data, self.take(layout.size, "a value")
-        )[0]
-        return value
-
-    def unsigned(self, kind: ValueType) -> int:
-        return int(self.scalar(kind))
-
-    def raw_text(self, what: str) -> bytes:
-        length = self.unsigned(ValueType.UINT64)
-        start = self.take(length, what)
-        return self.data[start : start + length]
-
-    def text(self, what: str) -> str:
-        return self.raw_text(what).decode("utf-8", "replace")
-
-    def kind(self) -> ValueType:
-        number = self.unsigned(ValueType.UINT32)
-        try:
-            return ValueType(number)
-        except ValueError as error:
-            raise self.fail(f"value type {number} does not exist") from error
-
-    def value(self) -> MetadataValue | ArrayRef:
-        kind = self.kind()
-        if kind is ValueType.STRING:
-            return self.text("a metadata string")
-        if kind is ValueType.ARRAY:
-            return self.array()
-        return self.scalar(kind)
-
-    def array(self) -> ArrayRef:
-        kind = self.kind()
-        if kind is ValueType.ARRAY:
-            raise self.fail("it holds an array of arrays, which no model file uses")
-        count = self.unsigned(ValueType.UINT64)
-        reference = ArrayRef(kind, count, self.position)
-        if kind is ValueType.STRING:
-            self._step_over_strings(count)
-        else:
-            self.take(count * SCALARS[kind].size, f"an array of {count} values")
-        return reference
-
-    def _step_over_strings(self, count: int) -> None:
-        # Each string has at least its 8-byte length: a lying count fails here, not after hours of
-        # looping.
-        if count * 8 > self.end - self.position:
-            raise self.fail(
-                f"an array claims {count} strings, more than the rest of the file can hold"
-            )
-        read, data, position, end = (
-            struct.Struct("<Q").unpack_from,
-            self.data,
-            self.position,
-            self.end,
-        )
-        for _ in range(count):
-            if position + 8 > end:
-                raise self.fail("a list of strings runs past the end of the file")
-            position += 8 + read(data, position)[0]
-        if position > end:
-            raise self.fail("a list of strings runs past the end of the file")
-        self.position = position
-
-    def elements(self, kind: ValueType, count: int) -> Iterator[Any]:
-        if kind is ValueType.STRING:
-            for _ in range(count):
-                yield self.text("a string")
-            return
-        layout = SCALARS[kind]
-        start = self.take(count * layout.size, "an array")
-        for (value,) in layout.iter_unpack(self.data[start : start + count * layout.size]):
-            yield value
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -213,8 +105,8 @@ def read_header(path: Path) -> GgufHeader:
 
     Raises `ModelFileError` that says what is wrong and what to do.
     """
-    with _mapped(path) as data:
-        cursor = _Cursor(data, path)
+    with mapped(path) as data:
+        cursor = Cursor(data, path)
         version = _read_preamble(cursor)
         n_tensors = cursor.unsigned(ValueType.UINT64)
         n_values = cursor.unsigned(ValueType.UINT64)
@@ -293,7 +185,7 @@ def _check_tokenizer(header: GgufHeader) -> None:
             raise ModelFileError(message)
 
 
-def _read_tensor(cursor: _Cursor) -> TensorInfo:
+def _read_tensor(cursor: Cursor) -> TensorInfo:
     name = cursor.text("a tensor's name")
     n_dimensions = cursor.unsigned(ValueType.UINT32)
     if n_dimensions > _MOST_DIMENSIONS or len(name) > _LONGEST_NAME:
@@ -314,7 +206,7 @@ def _read_tensor(cursor: _Cursor) -> TensorInfo:
     return TensorInfo(name, dimensions, type_name, offset, elements // block * block_bytes)
 
 
-def _read_preamble(cursor: _Cursor) -> int:
+def _read_preamble(cursor: Cursor) -> int:
     """Check magic and version; return the version."""
     head = cursor.data[: min(16, cursor.end)]
     if head[:4] != _MAGIC:
@@ -348,36 +240,3 @@ def _recognise(head: bytes) -> str:
             "it is a safetensors file; convert it, or look for a repository with GGUF in its name"
         )
     return f"it starts with {head[:4]!r}"
-
-
-class _mapped:  # noqa: N801 - used like a function
-    """Context manager: the file's bytes. Raises `ModelFileError` for what cannot be mapped."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> mmap.mmap:
-        path = self._path
-        try:
-            if path.is_dir():
-                raise ModelFileError(f"{path} is a directory. Give the path of a .gguf file in it.")
-            if path.exists() and not path.is_file():
-                raise ModelFileError(
-                    f"{path} is not a regular file. Give the path of a .gguf file."
-                )
-            with path.open("rb") as file:
-                if path.stat().st_size == 0:
-                    raise ModelFileError(f"{path} is empty. Download it again.")
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError as error:
-            raise ModelFileError(
-                f"{path} does not exist. Give the path of a .gguf file."
-            ) from error
-        except (OSError, ValueError) as error:
-            raise ModelFileError(
-                f"{path} cannot be read: {getattr(error, 'strerror', None) or error}."
-            ) from error
-        return self._data
-
-    def __exit__(self, *_exception: object) -> None:
-        self._data.close()
