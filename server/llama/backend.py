@@ -138,6 +138,7 @@ class LlamaBackend:
         """Free samplers, context and model, in this order; harmless when repeated."""
         for slot in range(len(self._samplers)):
             self.close(slot)
+        self._vocab.close()
         if self._context:
             self._context = self._memory = 0
             free_model(self._loaded)

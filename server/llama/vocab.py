@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 
-from server.core.errors import InvalidRequest, ModelFileError
+from server.core.errors import EngineDead, InvalidRequest, ModelFileError
 from server.llama.native import Address, Library
 
 _UNKNOWN = 1 << 0
@@ -21,13 +23,15 @@ _LONGEST_PIECE = 1024
 class LlamaVocab:
     """Everything is precomputed, so that only `encode` calls C; llama.cpp's tokenizer is thread-safe.
 
-    Borrows the model's memory: drop it before the model is freed.
+    Borrows the model's memory: `close` it before the model is freed.
     """
 
     def __init__(self, library: Library, vocab: Address) -> None:
         """Read every token. Raises `ModelFileError` for a model without a vocabulary."""
         self._tokenize = library.tokenize
         self._vocab = vocab
+        self._users = 0
+        self._idle = threading.Condition()
         self.n_vocab: int = library.vocab_n_tokens(vocab)
         if library.vocab_type(vocab) == 0 or self.n_vocab == 0:
             raise ModelFileError(
@@ -57,7 +61,8 @@ class LlamaVocab:
 
         `add_special` adds BOS/EOS as the model wants; `parse_special` reads control tokens.
 
-        Raises `InvalidRequest` for text that UTF-8 cannot carry (lone surrogates).
+        Raises `InvalidRequest` for text that UTF-8 cannot carry (lone surrogates), `EngineDead`
+        after `close`.
         """
         try:
             data = text.encode()
@@ -66,13 +71,36 @@ class LlamaVocab:
             raise InvalidRequest(message) from error
         if len(data) >= 2**31 - 64:
             raise InvalidRequest("The text is over 2 GiB.")
+        with self._borrowed() as vocab:
+            return self._encode(vocab, data, (add_special, parse_special))
+
+    def close(self) -> None:
+        """Wait for threads that are in C, let no further one in. Idempotent."""
+        with self._idle:
+            self._vocab = 0
+            self._idle.wait_for(lambda: self._users == 0)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Address]:
+        """Keep the model's memory alive while a thread uses it."""
+        with self._idle:
+            if not self._vocab:
+                raise EngineDead("The model is not loaded any more.")
+            self._users += 1
+            vocab = self._vocab
+        try:
+            yield vocab
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
+
+    def _encode(self, vocab: Address, data: bytes, flags: tuple[bool, bool]) -> list[int]:
         # A token is at least a byte; BOS, EOS and a leading space come on top.
         room = len(data) + 16
         while True:
             buffer = (ctypes.c_int32 * room)()
-            count = self._tokenize(
-                self._vocab, data, len(data), buffer, room, add_special, parse_special
-            )
+            count = self._tokenize(vocab, data, len(data), buffer, room, *flags)
             if count >= 0:
                 return buffer[:count]
             if -count <= room:

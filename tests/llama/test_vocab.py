@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server.core.errors import InvalidRequest
+from server.core.errors import EngineDead, InvalidRequest
 from tests.models import CONTROL, MARKERS, ModelSpec, vocabulary
 
 pytestmark = pytest.mark.native
@@ -71,3 +72,32 @@ def test_threads_share_it(vocab):
     texts = [f"hello world {i} 你好 " * 50 for i in range(64)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(vocab.encode, texts)) == [vocab.encode(text) for text in texts]
+
+
+def test_after_shutdown_text_is_refused_instead_of_read_from_freed_memory(make_driver):
+    backend = make_driver().backend
+    backend.shutdown()
+    with pytest.raises(EngineDead, match="not loaded"):
+        backend.tokenizer.encode("hello")
+
+
+def test_shutdown_waits_for_a_thread_that_tokenizes(make_driver):
+    backend = make_driver().backend
+    entered, may_leave = threading.Event(), threading.Event()
+    tokenize = backend.tokenizer._tokenize
+
+    def slow(*arguments):
+        entered.set()
+        assert may_leave.wait(30)
+        return tokenize(*arguments)
+
+    backend.tokenizer._tokenize = slow
+    with ThreadPoolExecutor(2) as pool:
+        tokens = pool.submit(backend.tokenizer.encode, "hello")
+        assert entered.wait(30)
+        closed = pool.submit(backend.shutdown)
+        with pytest.raises(TimeoutError):
+            closed.result(timeout=0.05)
+        may_leave.set()
+        closed.result(timeout=30)
+        assert tokens.result(timeout=30)
