@@ -141,6 +141,21 @@ def test_unloading_gives_memory_back(models):
     assert resident() - before < 16 * 1024
 
 
+def test_the_file_is_unmapped_after_shutdown_and_after_a_failure(models):
+    path = models.path(head_size=24)
+
+    def mapped() -> bool:
+        return str(path) in Path("/proc/self/maps").read_text()
+
+    backend = load_backend(LlamaParams(path, threads=1))(ignore)
+    assert mapped()
+    backend.shutdown()
+    assert not mapped()
+    with pytest.raises(ConfigError):
+        load_backend(LlamaParams(path, kv_type="q8_0"))(ignore)
+    assert not mapped()
+
+
 SOUND = [ModelSpec(), ModelSpec(script=(b"Hi",), template=None)]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from server.engine.plan import Rows, StepPlan
+from server.core.events import SampledLogprobs
+from server.engine.plan import DecodeCode, Rows, StepPlan
 from tests.llama.driving import Driver, prompt_of
 from tests.models import ModelSpec
 
@@ -55,21 +58,37 @@ def test_chunks_and_reuse_stay_near_llama_cpps_own_differences(make_driver, layo
         assert np.abs(single - reused).max() <= 2 * own + 1e-6, keep
 
 
+def distributions(driver: Driver, slots: Sequence[int], cuts: Sequence[int], *, keep: int = 0):
+    """Compute prompt i in slot i, cut alike, then four tokens; every log-probability seen."""
+    for slot in slots:
+        driver.start(slot, PROMPTS[slot], keep=keep, logprobs=1000)
+    seen: dict[int, list[SampledLogprobs | None]] = {slot: [] for slot in slots}
+    edges = [cut for cut in cuts if cut > keep] + [64, 65, 66, 67]
+    for edge in edges:
+        plan = []
+        for slot in slots:
+            held = driver.backend.cells(slot)
+            tokens = driver.running[slot].tokens
+            plan.append(Rows(slot, held, tokens[held:edge], output=edge >= 64))
+        result = driver.backend.decode(StepPlan(plan))
+        assert result.code is DecodeCode.OK
+        for slot, sample in zip(slots, result.samples, strict=edge >= 64):
+            driver.running[slot].tokens.append(sample.token)
+            seen[slot].append(sample.logprobs)
+    for slot in slots:
+        driver.backend.close(slot)
+    return seen
+
+
 def test_deterministic_mode_gives_the_same_bits_whatever_runs_beside(make_driver):
     driver = make_driver(kv_type="q8_0", n_ubatch=1)
-    open_all(driver)
-    single = driver.prefill_logits(PROMPTS[:1])
-    for cuts in ([], [8], [13, 40], range(1, 64)):
-        assert np.array_equal(fresh(driver).prefill_logits(PROMPTS[:1], cuts), single), cuts
-        fresh(driver)
-        driver.prefill_logits([*PROMPTS[1:], PROMPTS[0]], cuts)
-        driver.backend.truncate(3, 63)
-        # The last row of slot 3, computed while the others held theirs.
-        assert driver.backend.decode(StepPlan([Rows(3, 63, PROMPTS[0][63:], output=True)])).samples
-        assert np.array_equal(driver.logits(0), single), cuts
+    alone = {slot: distributions(driver, [slot], [])[slot] for slot in range(4)}
+    for cuts in ([], [8], [13, 40]):
+        assert distributions(driver, [0, 1, 2, 3], cuts) == alone, cuts
+        assert distributions(driver, [2], cuts) == {2: alone[2]}, cuts
     for keep in (1, 24, 63):
-        assert np.array_equal(fresh(driver, keep=0).prefill_logits(PROMPTS[:1]), single)
-        assert np.array_equal(fresh(driver, keep=keep).prefill_logits(PROMPTS[:1]), single), keep
+        distributions(driver, [0, 1, 2, 3], [10, 20, 30])
+        assert distributions(driver, [1, 3], [], keep=keep) == {1: alone[1], 3: alone[3]}, keep
 
 
 def test_reuse_in_a_unified_pool_changes_bits_which_is_why_deterministic_mode_is_split(make_driver):
