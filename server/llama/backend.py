@@ -14,6 +14,7 @@ from server.core.request import GenerationRequest
 from server.engine.interface import Backend, BackendLoader, ModelInfo
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
 from server.llama.batch import BatchBuffer
+from server.llama.dry import DryPrototypes
 from server.llama.logprobs import logprobs_of
 from server.llama.model import LoadedModel, free_model, load_model, read_info
 from server.llama.native import library
@@ -48,6 +49,7 @@ class LlamaBackend:
             n_ctx=params.n_ctx,
             eog=self._vocab.eog,
             suppressed=_suppressed_tokens(loaded, vocab_address, self._n_vocab),
+            dry=DryPrototypes(self._library, vocab_address),
         )
         self._batch = BatchBuffer(self._library.n_batch(loaded.context))
 
@@ -138,6 +140,7 @@ class LlamaBackend:
         """Free samplers, context and model, in this order; harmless when repeated."""
         for slot in range(len(self._samplers)):
             self.close(slot)
+        self._source.dry.free()
         self._vocab.close()
         if self._context:
             self._context = self._memory = 0

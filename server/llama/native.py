@@ -102,7 +102,9 @@ _SIGNATURES: dict[str, _Signature] = {
     "sampler_chain_init": _Signature(_P, (bindings.llama_sampler_chain_params,)),
     "sampler_chain_add": _Signature(None, (_P, _P)),
     "sampler_free": _Signature(None, (_P,)),
+    "sampler_clone": _Signature(_P, (_P,)),
     "sampler_accept": _Signature(None, (_P, _I32)),
+    # 0.1 to 4 ms: as fast with the GIL kept, but the event loop would stand still meanwhile.
     "sampler_sample": _Signature(_I32, (_P, _P, _I32), quick=False),
     "sampler_init_greedy": _Signature(_P, ()),
     "sampler_init_dist": _Signature(_P, (_U32,)),
@@ -175,6 +177,7 @@ class Library:
     sampler_chain_init: Callable[[Any], Address]
     sampler_chain_add: Callable[[Address, Address], None]
     sampler_free: Callable[[Address], None]
+    sampler_clone: Callable[[Address], Address]
     sampler_accept: Callable[[Address, int], None]
     sampler_sample: Callable[[Address, Address, int], int]
     sampler_init_greedy: Callable[[], Address]

@@ -8,7 +8,6 @@ accepted after it.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from server.core.request import GenerationRequest, SamplingParams
+from server.llama.dry import DryPrototypes, DrySettings
 from server.llama.native import Address, Library, LogitBias
 
 _MIN_KEEP = 1
@@ -40,6 +40,7 @@ class SamplerSource:
     eog: frozenset[int]
     suppressed: tuple[int, ...]
     """Tokens that the model file forbids (`tokenizer.ggml.suppress_tokens`)."""
+    dry: DryPrototypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +114,14 @@ def _penalties(c: _Context) -> Address:
 
 def _dry(c: _Context) -> Address:
     p = c.params
-    breakers = [text.encode() for text in p.dry_sequence_breakers]
-    return c.source.library.sampler_init_dry(
-        c.source.vocab,
-        p.dry_multiplier,
-        p.dry_base,
-        p.dry_allowed_length,
-        c.dry_window,
-        (ctypes.c_char_p * len(breakers))(*breakers),
-        len(breakers),
+    return c.source.dry.make(
+        DrySettings(
+            multiplier=p.dry_multiplier,
+            base=p.dry_base,
+            allowed_length=p.dry_allowed_length,
+            window=c.dry_window,
+            breakers=tuple(p.dry_sequence_breakers),
+        )
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from server.core.errors import GenerationFailed
 from server.core.request import GenerationRequest, SamplingParams
+from server.llama.dry import DryPrototypes, DrySettings
 from server.llama.logprobs import logprobs_of
 from server.llama.sampling import make_sampler
 from tests.llama.driving import GREEDY, prompt_of
@@ -159,6 +160,37 @@ def test_dry_forbids_continuing_a_repetition(make_driver):
         dry_sequence_breakers=(),
     )
     assert driver.alone(repeated, 1, sampling=dry) != [follower]
+
+
+def test_dry_samplers_of_one_kind_search_the_vocabulary_once(make_driver):
+    prototypes = make_driver().backend._source.dry
+    searched: list[DrySettings] = []
+    search = DryPrototypes._init
+
+    class Counting(DryPrototypes):
+        def _init(self, settings):
+            searched.append(settings)
+            return search(self, settings)
+
+    counting = Counting(prototypes.library, prototypes.vocab)
+    kinds = [DrySettings(0.8, 1.75, 2, 64, (f"{i}",)) for i in range(9)]
+    for settings in [kinds[0]] * 5 + kinds:
+        prototypes.library.sampler_free(counting.make(settings))
+    assert searched == kinds
+    # The ninth displaced the one that was used longest ago.
+    prototypes.library.sampler_free(counting.make(kinds[0]))
+    assert searched == [*kinds, kinds[0]]
+    counting.free()
+    counting.free()
+
+
+def test_clones_remember_on_their_own(make_driver):
+    driver = make_driver()
+    dry = SamplingParams(temperature=0.0, dry_multiplier=100.0, dry_allowed_length=1)
+    alone = driver.alone(PROMPT, 20, sampling=dry)
+    first, second = (driver.start(slot, PROMPT, dry) for slot in (0, 1))
+    driver.run(20)
+    assert first.said == second.said == alone
 
 
 def test_same_seed_draws_the_same_and_none_draws_afresh(make_driver):
