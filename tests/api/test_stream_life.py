@@ -186,6 +186,20 @@ async def test_a_body_that_stops_coming_is_408():
     assert b"client_stalled" in rest
 
 
+async def test_a_body_announced_as_too_large_is_refused_before_it_is_sent():
+    async with serve(manual(max_body=1000)) as stack:
+        host, port = stack.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n"
+        writer.write(head.encode())
+        async with asyncio.timeout(5):
+            status = await reader.readline()
+            rest = await reader.readuntil(b"}}")
+        writer.close()
+    assert b"413" in status
+    assert b"request_too_large" in rest
+
+
 async def test_a_silent_engine_is_504_and_work_is_not_to_be_repeated():
     stack = replace(manual(), read_timeout=0.1)
     async with serve(stack), asking(stack, BODY) as task:

@@ -14,6 +14,7 @@ from server.core.errors import (
     InvalidRequest,
     ModelNotFound,
     QueueFull,
+    QueueTimeout,
 )
 from server.core.events import Delta, Finished, Started
 from server.core.request import SamplingParams
@@ -175,6 +176,15 @@ async def test_a_failure_ends_the_whole_request(stack, n):
     assert any(isinstance(event, Delta) for _, event in seen)
     generation.close()
     assert len(stack.engine.aborted) == n - 1
+
+
+async def test_a_wait_that_ran_out_comes_with_advice(stack):
+    generation = await stack.service.open(spec())
+    stack.engine.fail(stack.engine.streams[0], QueueTimeout("no slot in time"))
+    with pytest.raises(QueueTimeout) as caught:
+        await generation.first_events(5)
+    assert caught.value.retry_after == stack.admission.retry_after()
+    generation.close()
 
 
 async def _collect(events, into, *, whole=False):
