@@ -7,4 +7,5 @@ import pytest
 
 @pytest.fixture
 def anyio_backend():
-    return "asyncio"
+    # The loop that the server runs on; it differs from asyncio's own in how connections end.
+    return "asyncio", {"use_uvloop": True}

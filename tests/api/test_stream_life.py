@@ -169,7 +169,8 @@ async def test_a_reader_that_stalls_is_cut_off_and_costs_only_itself():
                 while await reader.read(65536):
                     pass
         writer.close()
-        text = stack.metrics.render()[0].decode()
+    # Only now has the request surely been counted.
+    text = stack.metrics.render()[0].decode()
     assert 'onegpu_errors_total{code="client_stalled"} 1.0' in text
 
 
