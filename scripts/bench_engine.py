@@ -115,6 +115,9 @@ def main() -> int:
 
         print(f"writing {DEFAULT_MODEL.name} …", file=sys.stderr)
         make_synthetic_gguf.write("qwen3-0.6b", DEFAULT_MODEL)
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        print(f"the machine is busy (load {busy:.1f}): do not trust the figures", file=sys.stderr)
     job = Job(tokens=arguments.tokens, words=arguments.prompt, greedy=arguments.greedy)
     rows = []
     for slots in (int(part) for part in arguments.slots.split(",")):
