@@ -116,15 +116,15 @@ def test_a_smaller_batch_takes_the_defaults_along() -> None:
         ),
         (
             {"n_ubatch": "11"},
-            "ONEGPU_ENGINE__N_UBATCH: engine.n_ubatch: must be at least slots + 8 (12)",
+            "ONEGPU_ENGINE__N_UBATCH: engine.n_ubatch: must be at least slots + 16 (20)",
         ),
         (
             {"slots": "200", "n_batch": "64"},
-            "ONEGPU_ENGINE__SLOTS: engine.n_ubatch: must be at least slots + 8 (208)",
+            "ONEGPU_ENGINE__SLOTS: engine.n_ubatch: must be at least slots + 16 (216)",
         ),
         (
             {"slots": "60", "n_batch": "64", "deterministic": "true"},
-            "ONEGPU_ENGINE__N_BATCH: engine.n_batch: must be at least slots + 8 (68)",
+            "ONEGPU_ENGINE__N_BATCH: engine.n_batch: must be at least slots + 16 (76)",
         ),
         (
             {"max_prefill_rows": "4096"},
@@ -138,6 +138,15 @@ def test_a_smaller_batch_takes_the_defaults_along() -> None:
         (
             {"n_ubatch": "512", "deterministic": "true"},
             "ONEGPU_ENGINE__N_UBATCH: engine.n_ubatch: must be 1, or be left out, when",
+        ),
+        (
+            {"kv_layout": "unified", "deterministic": "true"},
+            "ONEGPU_ENGINE__KV_LAYOUT: engine.kv_layout: must be split, or be left out, when",
+        ),
+        (
+            {"kv_cells": "8192", "deterministic": "true"},
+            "ONEGPU_ENGINE__KV_CELLS: engine.kv_cells: must equal slots × n_ctx (4 × 4096 = "
+            "16384) with deterministic; it is 8192",
         ),
         (
             {"flash_attention": "off", "kv_type": "q4_0"},
@@ -160,7 +169,7 @@ def test_settings_that_do_not_go_together(values, expected) -> None:
     [
         {"kv_cells": "16384", "kv_layout": "split"},
         {"kv_type": "q8_0", "n_ubatch": "1", "deterministic": "true"},
-        {"n_ubatch": "12"},
+        {"n_ubatch": "20"},
         {"slots": "256"},
     ],
 )

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from server.engine.prefix_index import MIN_PREFILL_ROWS
+
 if TYPE_CHECKING:
     from server.settings.schema import EngineSettings
-
-MIN_PREFILL_ROWS = 8
-"""Prompts are cut at multiples of 8 rows: so many must fit beside one row of every slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +41,12 @@ def _cache_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
             f"must be at least n_ctx ({engine.n_ctx}), or no request could use its whole context; "
             f"it is {cells}",
         )
-    elif engine.kv_layout == "split" and cells != whole:
+    elif (engine.kv_layout == "split" or engine.deterministic) and cells != whole:
+        why = "deterministic" if engine.deterministic else "kv_layout split"
         yield Conflict(
             ("kv_cells", "kv_layout", "slots", "n_ctx"),
-            f"must equal slots × n_ctx ({engine.slots} × {engine.n_ctx} = {whole}) with kv_layout "
-            f"split; it is {cells}",
+            f"must equal slots × n_ctx ({engine.slots} × {engine.n_ctx} = {whole}) with {why}; "
+            f"it is {cells}",
         )
     if engine.flash_attention == "off" and engine.effective_kv_type not in ("f16", "f32", "bf16"):
         yield Conflict(
@@ -78,6 +78,12 @@ def _batch_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
 def _forced(engine: EngineSettings) -> Iterator[Conflict]:
     if not engine.deterministic:
         return
+    if engine.kv_layout == "unified":
+        # Cells of several sequences interleave there, and rounding depends on where they lie.
+        yield Conflict(
+            ("kv_layout", "deterministic"),
+            "must be split, or be left out, when deterministic is true; it is unified",
+        )
     for name, forced in (("kv_type", "q8_0"), ("n_ubatch", 1)):
         value = getattr(engine, name)
         if name in engine.model_fields_set and value != forced:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from server.engine.prefix_index import MIN_PREFILL_ROWS
 from server.settings.machine import physical_cores
 from server.settings.quantities import Duration, FilePath, Size
 from server.settings.relations import Conflicts, engine_conflicts
@@ -116,10 +117,10 @@ class EngineSettings(Section):
         2048, description="most tokens in one decode call"
     )
     n_ubatch: PositiveInt = Field(512, description="most tokens in one compute graph")
-    max_prefill_rows: Annotated[int, Field(ge=8)] | None = Field(
+    max_prefill_rows: Annotated[int, Field(ge=MIN_PREFILL_ROWS)] | None = Field(
         None, description="prompt tokens per step while nothing generates; null: n_ubatch"
     )
-    max_prefill_rows_decoding: Annotated[int, Field(ge=8)] = Field(
+    max_prefill_rows_decoding: Annotated[int, Field(ge=MIN_PREFILL_ROWS)] = Field(
         128, description="prompt tokens per step while streams generate; less: smoother streams"
     )
     default_max_tokens: PositiveInt = Field(
@@ -127,7 +128,7 @@ class EngineSettings(Section):
     )
     deterministic: bool = Field(
         default=False,
-        description="same text whatever runs beside it: kv_type q8_0, n_ubatch 1; prefill slows 3×",
+        description="same text whatever runs beside it; q8_0, split, row by row: prefill takes 3×",
     )
     stall_after: Annotated[Duration, Field(gt=0)] = Field(
         60.0, description="/health/live fails when work waits and no step ended for so long"
