@@ -130,7 +130,7 @@ class _Call:
             error = error.__cause__
         refusal = refuse(error, started=self._record.started)
         self._record.error = refusal.code
-        if refusal.status == 500:
+        if refusal.code == "internal_error":
             log.error(
                 "A request failed", exc_info=error, extra={"request_id": self._record.request_id}
             )

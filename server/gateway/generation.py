@@ -281,7 +281,8 @@ class Generation:
                 # The engine knows no rates, the line does.
                 advice = self.context.admission.retry_after()
                 raise QueueTimeout(error.message, retry_after=advice)
-            raise error
+            # One error may end many requests: none shall carry the others' tracebacks.
+            raise error.with_traceback(None)
 
     def _patience(self) -> float:
         """Seconds of silence that are too long.

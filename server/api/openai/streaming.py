@@ -89,7 +89,7 @@ async def _body(
     except Exception as error:
         refusal = refuse(error, started=True)
         record.error = refusal.code
-        if refusal.status == 500:
+        if refusal.code == "internal_error":
             log.exception("A stream failed", extra={"request_id": record.request_id})
         yield refusal.event()
 
