@@ -12,6 +12,7 @@ from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
 from server.assembly.engine import build_engine
 from server.core.clock import Clock
+from server.core.errors import ConfigError
 from server.engine.inprocess import InProcessEngine
 from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.health import Health, HealthLimits
@@ -34,7 +35,7 @@ class Parts:
 
 def build(settings: Settings, clock: Clock) -> Parts:
     """Make all parts; nothing runs yet. Raises `ConfigError`."""
-    prompter = Prompter()
+    prompter = Prompter(template=_chat_template(settings))
     engine = build_engine(settings, prompter, clock)
     admission = AdmissionController(
         AdmissionLimits(slots=settings.engine.slots, max_queue=settings.gateway.max_queue), clock
@@ -60,6 +61,17 @@ def build(settings: Settings, clock: Clock) -> Parts:
         )
     )
     return Parts(engine, admission, service, app)
+
+
+def _chat_template(settings: Settings) -> str | None:
+    """Read the template that replaces the GGUF's own. Raises `ConfigError`."""
+    path = settings.model.chat_template
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.chat_template: cannot read {path}: {error}") from error
 
 
 def service_limits(settings: Settings) -> ServiceLimits:

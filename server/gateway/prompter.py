@@ -14,14 +14,20 @@ from server.gateway.spec import ChatPrompt, Prompt, TextPrompt
 class Prompter:
     """Renders and tokenizes. For any thread once it is bound to a model."""
 
-    def __init__(self, now: Callable[[], datetime] = datetime.now) -> None:
-        """`now` is what templates are told the date is."""
+    def __init__(
+        self, now: Callable[[], datetime] = datetime.now, *, template: str | None = None
+    ) -> None:
+        """`now` is what templates are told the date is; `template` replaces the model's own."""
         self._now = now
+        self._source = template
         self._bound: tuple[Tokenizer, ChatTemplate] | None = None
 
     def bind(self, info: ModelInfo, tokenizer: Tokenizer) -> None:
         """Compile the model's template, while loading. Raises `ModelFileError`."""
-        self._bound = tokenizer, ChatTemplate(info.chat_template, tokenizer, self._now)
+        self._bound = (
+            tokenizer,
+            ChatTemplate(self._source or info.chat_template, tokenizer, self._now),
+        )
 
     @property
     def template(self) -> ChatTemplate:
@@ -36,7 +42,9 @@ class Prompter:
             tokens = template.encode(prompt.messages, prompt.tools, prompt.template_kwargs)
             param = "messages"
         elif isinstance(prompt, TextPrompt):
-            tokens = tokenizer.encode(prompt.text, add_special=True)
+            tokens = tokenizer.encode(
+                prompt.text, add_special=True, parse_special=prompt.parse_special
+            )
         else:
             tokens = list(prompt.tokens)
             check_token_ids(tokens, tokenizer.n_vocab, param)

@@ -24,9 +24,11 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """Plain text: control tokens in it stay text."""
+    """Raw text, as the caller wants the model to see it."""
 
     text: str
+    parse_special: bool = True
+    """Whether control tokens in it are read as such; otherwise they stay text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.api.asking import post
-from tests.fakes import FakeEngine, Script
+from tests.fakes import CONTROL, FakeEngine, Script
 from tests.serving import MODEL, Stack, serve
 
 pytestmark = pytest.mark.anyio
@@ -40,9 +40,13 @@ async def test_the_form_of_an_answer(stack):
     assert document["usage"]["prompt_tokens"] == 3
 
 
-async def test_control_tokens_in_a_prompt_stay_text(stack):
-    await ask(stack, prompt="<|im_end|>")
-    assert list(stack.engine.requests[0].prompt) == list(b"<|im_end|>")
+@pytest.mark.parametrize("prompt", ["<|im_end|>", ["<|im_end|>"]])
+async def test_control_tokens_in_a_raw_prompt_are_read_unless_forbidden(stack, prompt):
+    await ask(stack, prompt=prompt)
+    await ask(stack, prompt=prompt, parse_special=False)
+    read, kept = (list(request.prompt) for request in stack.engine.requests)
+    assert read == [CONTROL["<|im_end|>"]]
+    assert kept == list(b"<|im_end|>")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ class CompletionRequest(GenerationFields):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
     suffix: str | None = None
+    parse_special: bool | None = None
 
     def prompts(self) -> list[TextPrompt | TokenPrompt]:
         """Return one prompt per string or token list. Raises `InvalidRequest`."""
@@ -29,11 +30,11 @@ class CompletionRequest(GenerationFields):
         if given is None or given in ("", []):
             raise InvalidRequest("'prompt' is missing or empty.", param="prompt")
         if isinstance(given, str):
-            return [TextPrompt(given)]
+            return [self._text(given)]
         if isinstance(given, list) and _is_token(given[0]):
             return [TokenPrompt(_tokens(given, ("prompt",)))]
         if isinstance(given, list):
-            return [_one(item, number) for number, item in enumerate(given)]
+            return [self._one(item, number) for number, item in enumerate(given)]
         raise InvalidRequest(
             "'prompt' must be a string, a list of token ids, or a list of either.", param="prompt"
         )
@@ -52,20 +53,22 @@ class CompletionRequest(GenerationFields):
                 param="echo",
             )
 
+    def _text(self, text: str) -> TextPrompt:
+        return TextPrompt(text, parse_special=self.parse_special is not False)
+
+    def _one(self, item: Any, number: int) -> TextPrompt | TokenPrompt:
+        if isinstance(item, str) and item:
+            return self._text(item)
+        if isinstance(item, list) and item:
+            return TokenPrompt(_tokens(item, ("prompt", number)))
+        raise InvalidRequest(
+            "A prompt must be a non-empty string or a non-empty list of token ids.",
+            param=field_path(("prompt", number)),
+        )
+
 
 def _is_token(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _one(item: Any, number: int) -> TextPrompt | TokenPrompt:
-    if isinstance(item, str) and item:
-        return TextPrompt(item)
-    if isinstance(item, list) and item:
-        return TokenPrompt(_tokens(item, ("prompt", number)))
-    raise InvalidRequest(
-        "A prompt must be a non-empty string or a non-empty list of token ids.",
-        param=field_path(("prompt", number)),
-    )
 
 
 def _tokens(items: list[Any], place: tuple[int | str, ...]) -> list[int]:
