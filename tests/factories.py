@@ -102,7 +102,7 @@ class ScriptedBackend:
         del self.cells[slot][keep:]
 
     def open(self, slot: int, request: GenerationRequest) -> None:
-        assert slot not in self.open_slots
+        self.close(slot)
         if request.request_id in self.fail_open:
             raise ValueError("no such sampler")
         self.open_slots[slot] = request

@@ -109,6 +109,9 @@ class EngineLoop:
             message = "step() before load()"
             raise RuntimeError(message)
         self._drain(scheduler)
+        # Before admission: an abort may have freed the very slot that is given on now, and closing
+        # it later would take the new request's sampler.
+        self._close_finished(scheduler, backend)
         self._admit(scheduler, backend)
         plan = scheduler.plan()
         if plan is not None:
@@ -118,8 +121,7 @@ class EngineLoop:
             self.step_seconds += now - before
             scheduler.apply(plan, result, now)
             self.last_progress = now
-        for slot in scheduler.take_closed():
-            backend.close(slot)
+        self._close_finished(scheduler, backend)
         events = scheduler.take_events()
         if events:
             self._publish(events)
@@ -141,6 +143,10 @@ class EngineLoop:
                     edit.request.request_id,
                     GenerationFailed(f"The sampler could not be made: {error}"),
                 )
+
+    def _close_finished(self, scheduler: Scheduler, backend: Backend) -> None:
+        for slot in scheduler.take_closed():
+            backend.close(slot)
 
     def _drain(self, scheduler: Scheduler) -> None:
         now = self._clock.monotonic()

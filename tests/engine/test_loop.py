@@ -174,6 +174,17 @@ def test_abort_frees_the_slot_within_one_step_and_spares_the_neighbour(steps):
     assert harness.scheduler.counters["aborted"] == 1
 
 
+def test_a_slot_given_on_in_the_step_that_frees_it_keeps_its_new_sampler():
+    harness = LoopHarness(make_limits(slots=1))
+    victim, heir = make_request("victim", 20), make_request("heir", 6)
+    harness.submit(victim)
+    harness.step(3)
+    harness.submit(heir)
+    harness.loop.abort(victim.request_id)
+    harness.run()
+    assert harness.text(heir.request_id) == alone(heir)
+
+
 def test_what_an_aborted_prefill_computed_serves_the_next():
     harness = LoopHarness(make_limits(n_ctx=128))
     first = make_request("p" * 100, 4)

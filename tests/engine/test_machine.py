@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from server.core.errors import QueueTimeout
 from server.core.events import Delta, Failed, Finished, FinishReason, Started
 from server.engine.plan import DecodeCode
 from tests.factories import LoopHarness, hashed_successor, make_limits, make_request
@@ -103,6 +104,9 @@ class EngineMachine(RuleBasedStateMachine):
                 assert token == hashed_successor(tokens)
                 tokens.append(token)
         last = events[-1]
+        if isinstance(last, Failed):
+            waited = isinstance(last.error, QueueTimeout)
+            assert waited or request.request_id in self.broken, last.error
         if isinstance(last, Finished) and last.reason is not FinishReason.ABORTED:
             assert request.request_id not in self.broken
             assert len(tokens) - len(request.prompt) == request.max_tokens
