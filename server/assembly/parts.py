@@ -53,6 +53,7 @@ def build(settings: Settings, clock: Clock) -> Parts:
             render_metrics=metrics.render,
             limits=ApiLimits(
                 max_body=settings.server.max_request_size,
+                write_timeout=settings.gateway.timeout.write,
                 stream_hold=settings.gateway.stream_hold,
                 strict=settings.gateway.strict,
             ),

@@ -189,6 +189,9 @@ class TimeoutSettings(Section):
     read: Annotated[Duration, Field(gt=0)] = Field(
         300.0, description="longest silence of the engine within a request; then 504"
     )
+    write: Annotated[Duration, Field(gt=0)] = Field(
+        120.0, description="longest pause of a client that sends its body or reads its answer"
+    )
 
 
 class GatewaySettings(Section):

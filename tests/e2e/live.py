@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import re
 import signal
@@ -22,8 +23,15 @@ class LiveServer:
 
     def __init__(self, *arguments: str, model: Path = DEMO, wait_ready: bool = True) -> None:
         command = [sys.executable, "-m", "server", "serve", str(model), "--port", "0", *arguments]
+        # ggml's threads spin at barriers: two of them beside a busy test would wait for each other.
+        environ = {"ONEGPU_ENGINE__THREADS": "1"} | os.environ
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+            command,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
         )
         assert self.process.stdout is not None
         assert self.process.stderr is not None

@@ -145,3 +145,29 @@ def test_text_from_users_never_becomes_control_tokens(server):
         ]
         assert start not in plain
         assert usage[1] - usage[0] >= len(plain) - 2
+
+
+def test_a_crowd_in_which_every_third_leaves_early(server):
+    """More clients than slots; those who leave take nobody along, those who stay all get an answer."""
+    body = {"model": "demo", "messages": QUESTION, "ignore_eos": True, "max_tokens": 24}
+
+    async def stay(http: httpx.AsyncClient) -> str:
+        answer = await http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["finish_reason"]
+
+    async def leave(http: httpx.AsyncClient) -> str:
+        streamed = body | {"stream": True}
+        async with http.stream("POST", "/v1/chat/completions", json=streamed) as answer:
+            await anext(answer.aiter_lines())
+        return "left"
+
+    async def main() -> list[str]:
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=120) as http:
+            return await asyncio.gather(
+                *(leave(http) if number % 3 == 0 else stay(http) for number in range(48))
+            )
+
+    assert asyncio.run(main()) == ["left" if number % 3 == 0 else "length" for number in range(48)]
+    with server.client() as watcher:
+        until(lambda: idle(watcher))
