@@ -66,7 +66,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     trainer.export(options.out)
     print(f"wrote {options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
-    print(grading.table(evaluate(trainer.model, trainer.tokenizer, 200)))
+    print(grading.table(evaluate(trainer.model, trainer.tokenizer, 100)))
 
 
 if __name__ == "__main__":

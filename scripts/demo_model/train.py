@@ -28,7 +28,7 @@ class Plan:
     """Everything that decides what comes out of a run."""
 
     seed: int = 1
-    steps: int = 700
+    steps: int = 1000
     cells: int = 4096
     parts: int = 2
     longest: int = 1600
@@ -37,7 +37,8 @@ class Plan:
     layers: int = 5
     ffn: int = 512
     threads: int = 2
-    evaluate_every: int = 350
+    evaluate_every: int = 500
+    save_every: int = 100
     rates: Rates = field(default_factory=Rates)
 
 
@@ -160,8 +161,9 @@ class Trainer:
                 left = self.seconds / self.step * (plan.steps - self.step)
                 print(f"{meter.line(self.step, plan.steps)}  left {left / 60:.1f} min", flush=True)
                 meter = Meter()
-            if self.step % plan.evaluate_every == 0 and self.step < plan.steps:
+            if self.step % plan.save_every == 0:
                 self.save()
+            if self.step % plan.evaluate_every == 0 and self.step < plan.steps:
                 print(grading.table(evaluate(self.model, self.tokenizer, 30)), flush=True)
                 meter = Meter()
         self.save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from server.catalog.gguf import check
 from server.core.clock import Clock
 from server.core.errors import ConfigError, OnegpuError
 from server.engine.inprocess import InProcessEngine
@@ -77,7 +78,11 @@ def _loader(params: LlamaParams, prompter: Prompter) -> BackendLoader:
     def load(progress: Callable[[float], None]) -> Backend:
         # Imported here: loading the native library would delay the first HTTP answer.
         from server.llama.backend import load_backend  # noqa: PLC0415
+        from server.llama.probe import probe  # noqa: PLC0415
 
+        # Some files abort llama.cpp: what the header does not show, a child process finds out.
+        check(params.path)
+        probe(params.path)
         backend = load_backend(params)(progress)
         try:
             prompter.bind(backend.info, backend.tokenizer)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -38,11 +37,6 @@ def probe(path: Path) -> None:
     if reason is not None:
         message = f"{path} cannot be served: {reason.rstrip('.')}. Download it again, or choose another file."
         raise ModelFileError(message)
-
-
-async def probe_async(path: Path) -> None:
-    """Do the same without blocking the event loop."""
-    await asyncio.to_thread(probe, path)
 
 
 def _verdict(stdout: str, stderr: str, code: int) -> str | None:

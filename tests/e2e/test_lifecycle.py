@@ -141,13 +141,39 @@ def half_of_the_tensors(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("damage", [truncated, no_gguf, half_of_the_tensors, Path.touch])
-def test_a_file_that_cannot_be_served_is_refused_with_advice(tmp_path: Path, damage):
+def a_count_that_lies(path: Path) -> None:
+    data = bytearray(DEMO.read_bytes())
+    data[8:16] = (2**60).to_bytes(8, "little")
+    path.write_bytes(data)
+
+
+def a_layer_too_many(path: Path) -> None:
+    """The right header for another file: llama.cpp misses a tensor."""
+    data = DEMO.read_bytes()
+    key = b"qwen3.block_count"
+    at = data.index(key) + len(key) + 4
+    count = int.from_bytes(data[at : at + 4], "little") + 1
+    path.write_bytes(data[:at] + count.to_bytes(4, "little") + data[at + 4 :])
+
+
+BAD_FILES = {
+    truncated: "download it again",
+    half_of_the_tensors: "download it again",
+    no_gguf: "not a GGUF",
+    Path.touch: "empty",
+    a_count_that_lies: "tensors",
+    a_layer_too_many: "not found",
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), BAD_FILES.items())
+def test_a_file_that_cannot_be_served_is_refused_with_advice(tmp_path: Path, damage, told):
     model = tmp_path / "bad.gguf"
     damage(model)
     done = onegpu("serve", str(model), "--port", "0")
     assert done.returncode == 1
     assert "bad.gguf" in done.stderr
+    assert told.lower() in done.stderr.lower()
     assert "Traceback" not in done.stderr
 
 
