@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.catalog.gguf import ArrayRef, check, read_header
+from server.catalog.gguf import check, read_header
+from server.catalog.gguf_cursor import ArrayRef
 from server.core.errors import ModelFileError
 from tests.catalog.conftest import (
     ARRAY,
