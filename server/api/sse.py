@@ -66,7 +66,9 @@ class EventStream(EventSourceResponse):
         time = asyncio.get_running_loop().time
         while True:
             since = self._sending_since
-            await anyio.sleep(self._patience if since is None else since + self._patience - time())
+            wait = self._patience if since is None else since + self._patience - time()
+            # Negative when a busy loop woke this late; anyio would raise.
+            await anyio.sleep(max(0.0, wait))
             if since is not None and since == self._sending_since:
                 raise ClientStalled(
                     f"The client read nothing of its answer for {self._patience:g} s."

@@ -11,7 +11,8 @@ import httpx
 import openai
 import pytest
 
-from server.core.errors import EngineDead, GenerationFailed
+from server.api.sse import EventStream
+from server.core.errors import ClientStalled, EngineDead, GenerationFailed
 from tests.fakes import FakeEngine
 from tests.serving import MODEL, Stack, serve
 
@@ -172,6 +173,16 @@ async def test_a_reader_that_stalls_is_cut_off_and_costs_only_itself():
     # Only now has the request surely been counted.
     text = stack.metrics.render()[0].decode()
     assert 'onegpu_errors_total{code="client_stalled"} 1.0' in text
+
+
+async def test_a_late_look_at_a_stalled_reader_still_names_it():
+    async def nothing():
+        yield b""
+
+    stream = EventStream(nothing(), lambda: None, send_timeout=0.1)
+    stream._sending_since = asyncio.get_running_loop().time() - 1
+    with pytest.raises(ClientStalled):
+        await stream._watch_reader()
 
 
 async def test_a_body_that_stops_coming_is_408():
