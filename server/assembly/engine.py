@@ -82,6 +82,7 @@ def _loader(params: LlamaParams, prompter: Prompter) -> BackendLoader:
 
         # Some files abort llama.cpp: what the header does not show, a child process finds out.
         check(params.path)
+        progress(0.0)
         probe(params.path)
         backend = load_backend(params)(progress)
         try:

@@ -123,7 +123,10 @@ class Backend(Protocol):
 
 
 BackendLoader = Callable[[Callable[[float], None]], Backend]
-"""Loads a model in the calling thread; its argument takes progress 0 … 1. `ModelFileError`."""
+"""Loads a model in the calling thread; its argument takes progress 0 … 1. `ModelFileError`.
+
+What that argument raises ends the load and must come out of it unchanged.
+"""
 
 
 class EngineState(StrEnum):

@@ -17,6 +17,11 @@ from server.engine.scheduler import Scheduler, SchedulerLimits
 
 log = logging.getLogger(__name__)
 
+
+class _Stopped(Exception):
+    """No error: the loop was stopped while it loaded."""
+
+
 Publish = Callable[[list[tuple[str, Event]]], None]
 """Takes the events of one step; called on the engine thread, must not block."""
 
@@ -69,7 +74,10 @@ class EngineLoop:
         self._post(request_id)
 
     def stop(self) -> None:
-        """Any thread: end after the current step. What still runs gets no further event."""
+        """Any thread: end after the current step, or within a load at its next sign of progress.
+
+        What still runs gets no further event.
+        """
         self._stopping = True
         self._wake.set()
 
@@ -81,6 +89,8 @@ class EngineLoop:
             while not self._stopping:
                 if not self.step():
                     self._wait()
+        except _Stopped:
+            log.info("Stopped while the model was loading")
         except OnegpuError as error:
             self._die(error)
         except Exception as error:
@@ -170,6 +180,9 @@ class EngineLoop:
         self._wake.clear()
 
     def _progress(self, fraction: float) -> None:
+        """Note how far loading is. Raises to end a load of minutes that `stop` has overtaken."""
+        if self._stopping:
+            raise _Stopped
         self.load_progress = fraction
 
     def _die(self, error: OnegpuError) -> None:

@@ -129,6 +129,27 @@ async def test_while_loading_requests_are_refused_with_progress():
     await engine.stop()
 
 
+async def test_stopping_ends_a_load_at_its_next_sign_of_progress():
+    loading = threading.Event()
+
+    def load(progress):
+        for _ in range(3000):
+            loading.set()
+            progress(0.1)
+            threading.Event().wait(0.01)
+        return ScriptedBackend(make_limits())
+
+    engine = make_engine(load=load)
+    engine.start()
+    await asyncio.to_thread(loading.wait, 30)
+    async with asyncio.timeout(10):
+        await engine.stop()
+        assert await engine.wait_ended() is None
+    assert engine.status().state is EngineState.STOPPED
+    with pytest.raises(Draining):
+        engine.submit(make_request())
+
+
 async def test_a_model_that_does_not_load_is_told_to_everyone():
     def load(_progress):
         raise ModelFileError("truncated: download it again")
