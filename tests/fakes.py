@@ -204,7 +204,7 @@ class FakeEngine:
     last_step: float = 0.0
     computed: int = 0
     prefilling: bool = False
-    """Every look at the slots finds another prompt row computed."""
+    """Every look at the status finds another step done."""
     dead_reason: str | None = None
 
     def __post_init__(self) -> None:
@@ -266,6 +266,9 @@ class FakeEngine:
         return ids.index(request_id) + 1 if request_id in ids else None
 
     def status(self) -> EngineStatus:
+        self.computed += self.prefilling
+        self.last_step += self.prefilling
+        self.changed()
         return EngineStatus(
             state=self.state,
             load_progress=self.progress,
@@ -284,8 +287,6 @@ class FakeEngine:
         )
 
     def slot_views(self) -> list[SlotView]:
-        self.computed += self.prefilling
-        self.changed()
         views = []
         for index in range(self.slots):
             stream = self.running[index] if index < len(self.running) else None

@@ -74,7 +74,7 @@ class Generation:
         self._pending: Batch = []
         self._wake = asyncio.Event()
         self._failure: Exception | None = None
-        self._mark: tuple[int, int] | None = None
+        self._mark: float | None = None
         self._quiet_since = 0.0
 
     def attach(self, prompts: list[list[int]], streams: Sequence[TokenStreamLike]) -> None:
@@ -215,10 +215,10 @@ class Generation:
                 return
 
     def _check_silence(self, now: float, patience: float) -> None:
-        """Rows computed count as signs of life, so a long prompt is not mistaken for a hang."""
-        progress = self._progress()
-        if progress != self._mark:
-            self._mark, self._quiet_since = progress, now
+        """A step is a sign of life, whoever it served: long prompts, ours or those before it, are no hang."""
+        last_step = self.context.engine.status().last_step
+        if last_step != self._mark:
+            self._mark, self._quiet_since = last_step, now
         elif now - self._quiet_since >= patience:
             raise EngineTimeout(
                 f"The engine was silent for {patience:g} s; the generation was ended."
@@ -292,9 +292,3 @@ class Generation:
         if self.started:
             return self.context.read_timeout
         return self.context.queue_timeout + self.context.read_timeout
-
-    def _progress(self) -> tuple[int, int]:
-        """Return what changes while the engine works on this request, tokens or not."""
-        ids = {choice.stream.request_id for choice in self.choices}
-        views = [view for view in self.context.engine.slot_views() if view.request_id in ids]
-        return sum(view.computed_tokens for view in views), len(views)

@@ -202,6 +202,21 @@ async def test_the_engines_silence_is_bounded_in_the_line_too():
     assert stack.admission.outstanding == 0
 
 
+async def test_steps_that_serve_others_are_no_silence():
+    stack = Stack(engine=FakeEngine(manual=True), read_timeout=0.05)
+    generation = await stack.service.open(spec())
+    ours = stack.engine.streams[0]
+    stack.engine.start(ours)
+    waiting = asyncio.create_task(generation.first_events(5))
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+        stack.engine.last_step += 1
+    assert not waiting.done()
+    stack.engine.say(ours, "x")
+    assert await waiting
+    generation.close()
+
+
 async def test_waiting_with_comments_still_ends_in_a_timeout():
     stack = Stack(engine=FakeEngine(manual=True), read_timeout=0.1)
     generation = await stack.service.open(spec())
