@@ -33,6 +33,9 @@ STATUS: dict[str, tuple[int, str]] = {
 
 _LONGEST_RETRY = 120
 """The official SDK ignores a longer `retry-after`."""
+_UNKNOWN_RETRY = 10.0
+"""Advice in seconds where nothing is known, such as when somebody restarts a dead engine. Without
+the header the official SDK tries twice more within two seconds, for nothing."""
 
 
 class HttpError(OnegpuError):
@@ -72,9 +75,9 @@ def refuse(error: Exception, *, started: bool = False) -> Refusal:
         error = OnegpuError("The server failed on this request; its log has the details.")
     status, kind = STATUS.get(error.code, STATUS["internal_error"])
     headers: dict[str, str] = {}
-    if isinstance(error, Unavailable) and error.retry_after is not None:
-        seconds = min(max(1, math.ceil(error.retry_after)), _LONGEST_RETRY)
-        headers["retry-after"] = str(seconds)
+    if isinstance(error, Unavailable):
+        advice = _UNKNOWN_RETRY if error.retry_after is None else error.retry_after
+        headers["retry-after"] = str(min(max(1, math.ceil(advice)), _LONGEST_RETRY))
     if started or error.code in ("engine_timeout", "generation_failed"):
         headers["x-should-retry"] = "false"
     if isinstance(error, HttpError) and error.allow:

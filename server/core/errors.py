@@ -112,7 +112,7 @@ class Unavailable(OnegpuError):
     code = "unavailable"
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        """`retry_after`: seconds after which a retry has a chance, None where none has."""
+        """`retry_after`: seconds after which a retry has a chance, None where that is not known."""
         super().__init__(message)
         self.retry_after = retry_after
 

@@ -284,7 +284,8 @@ async def test_failures_before_the_first_token_keep_their_status(stream, error, 
     answer = await post(stack, CHAT, {"messages": [USER], "stream": stream})
     told = error_of(answer, status, error.code)
     assert told["message"] == error.message
-    assert answer.headers.get("retry-after") == ("8" if error.code == "queue_timeout" else None)
+    advice = {"queue_timeout": "8", "engine_dead": "10"}
+    assert answer.headers.get("retry-after") == advice.get(error.code)
     # The fake engine starts a sequence before it fails it: work was done.
     assert answer.headers["x-should-retry"] == "false"
     assert stack.admission.outstanding == 0
@@ -303,6 +304,7 @@ async def test_without_a_model_every_endpoint_says_so(state, code):
     ]
     for answer in answers:
         error_of(answer, 503, code)
+        assert answer.headers["retry-after"]
     if state is EngineState.LOADING:
         assert answers[0].headers["retry-after"] == "3"
     error_of(await post(stack, CHAT, {"model": "x", "messages": [USER]}), 404, "model_not_found")
