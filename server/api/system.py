@@ -15,6 +15,7 @@ from server.api.schemas.chat import ChatFields
 from server.api.schemas.common import ApiModel
 from server.api.schemas.system import DetokenizeRequest, TokenizeRequest
 from server.core.errors import InvalidRequest
+from server.engine.interface import Tokenizer
 from server.gateway.health import Verdict
 
 
@@ -79,18 +80,7 @@ def _tools_router(parts: Parts) -> APIRouter:
         body = await read_model(request, TokenizeRequest, pause)
         headers = _ignored(parts, body)
         _, tokenizer = parts.service.model()
-        tokens = await parts.service.in_thread(
-            tokenizer.encode,
-            body.content,
-            add_special=bool(body.add_special),
-            parse_special=body.parse_special is not False,
-        )
-        listed: list[Any] = tokens
-        if body.with_pieces:
-            pieces = [tokenizer.decode([token], special=True) for token in tokens]
-            shown = zip(tokens, map(_piece, pieces), strict=True)
-            listed = [{"id": token, "piece": piece} for token, piece in shown]
-        return _json({"tokens": listed}, headers)
+        return await parts.service.in_thread(_tokenized, tokenizer, body, headers)
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
@@ -98,7 +88,7 @@ def _tools_router(parts: Parts) -> APIRouter:
         body = await read_model(request, DetokenizeRequest, pause)
         headers = _ignored(parts, body)
         _, tokenizer = parts.service.model()
-        content = tokenizer.decode(body.tokens, special=True)
+        content = await parts.service.in_thread(tokenizer.decode, body.tokens, special=True)
         return _json({"content": content.decode("utf-8", "replace")}, headers)
 
     @router.post("/apply-template")
@@ -117,6 +107,21 @@ def _tools_router(parts: Parts) -> APIRouter:
         return _json({"prompt": text}, headers)
 
     return router
+
+
+def _tokenized(tokenizer: Tokenizer, body: TokenizeRequest, headers: dict[str, str]) -> Response:
+    """Answer `/tokenize`. For a worker thread: a body of millions of tokens takes seconds."""
+    tokens = tokenizer.encode(
+        body.content,
+        add_special=bool(body.add_special),
+        parse_special=body.parse_special is not False,
+    )
+    listed: list[Any] = tokens
+    if body.with_pieces:
+        pieces = [tokenizer.decode([token], special=True) for token in tokens]
+        shown = zip(tokens, map(_piece, pieces), strict=True)
+        listed = [{"id": token, "piece": piece} for token, piece in shown]
+    return _json({"tokens": listed}, headers)
 
 
 def _ignored(parts: Parts, body: ApiModel) -> dict[str, str]:
