@@ -27,6 +27,9 @@ _SWITCH_INTERVAL = 0.0005
 """Seconds the event loop may hold the GIL while the engine thread wants it back."""
 _FLUSH_SECONDS = 5
 """How long the last chunks of streams that were ended may take to be sent."""
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients (httpx: 5 s) and proxies (nginx: 60 s) keep idle connections: whoever closes
+first must not be the server, or a request that is just being sent is lost."""
 
 
 def serve(settings: Settings) -> int:
@@ -70,6 +73,7 @@ class Lifecycle:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_FLUSH_SECONDS,
         )
         self._http = _Server(config)
