@@ -73,7 +73,7 @@ class ModelSettings(Section):
         None, description="the id that clients ask for; null takes the file's name without .gguf"
     )
     n_gpu_layers: GpuLayers = Field(
-        "auto", description="layers on the GPU: a number, all, or auto for as many as fit"
+        "auto", description="layers on the GPU: a number, all, or auto: all, none on a CPU build"
     )
     main_gpu: Annotated[int, Field(ge=0)] = Field(0, description="index of the GPU to use")
     mmap: bool = Field(default=True, description="map the file instead of reading it into memory")
@@ -133,7 +133,9 @@ class EngineSettings(Section):
     stall_after: Annotated[Duration, Field(gt=0)] = Field(
         60.0, description="/health/live fails when work waits and no step ended for so long"
     )
-    warmup: bool = Field(default=True, description="run one full batch before the first request")
+    warmup: bool = Field(
+        default=True, description="decode once before the first request, a full batch on a GPU"
+    )
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
