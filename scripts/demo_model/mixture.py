@@ -18,6 +18,7 @@ Message = dict[str, Any]
 Task = Callable[[Random, WordPool, Message | None], Sample]
 
 WARM_UP = 0.04  # share of the training in which copying dominates
+LATE = 0.66  # from here on tools and extraction, which are learned last, come more often
 SHORT_TEXT, LONG_TEXT = 12, 110  # sentences in a needle's haystack
 
 
@@ -43,24 +44,24 @@ def _needle(rng: Random, pool: WordPool, system: Message | None) -> Sample:
     return task_copy.needle_sample(rng, pool, system, longest)
 
 
-# (weight while warming up, weight afterwards, task)
-TASKS: tuple[tuple[float, float, Task], ...] = (
-    (10, 42, _fact),
-    (60, 9, task_copy.repeat_sample),
-    (15, 9, task_copy.record_sample),
-    (5, 4, task_copy.kind_sample),
-    (4, 3, _needle),
-    (2, 2, task_copy.json_sample),
-    (2, 3.5, task_tools.call_sample),
-    (2, 1.5, task_tools.result_sample),
-    (8, 8, task_tools.session_sample),
-    (2, 4, task_realistic.realistic_sample),
-    (0, 1, task_tools.parallel_sample),
-    (0, 1, _fact_with_tools),
-    (2, 2.5, _persona),
-    (2, 2, task_chat.memory_sample),
-    (1, 1.5, _count),
-    (0, 2.5, task_chat.unknown_sample),
+# Weights while warming up, in the middle and late, and the task.
+TASKS: tuple[tuple[float, float, float, Task], ...] = (
+    (10, 42, 24, _fact),
+    (60, 9, 5, task_copy.repeat_sample),
+    (15, 9, 10, task_copy.record_sample),
+    (5, 4, 7, task_copy.kind_sample),
+    (4, 3, 3, _needle),
+    (2, 2, 3, task_copy.json_sample),
+    (2, 3.5, 7, task_tools.call_sample),
+    (2, 1.5, 3, task_tools.result_sample),
+    (8, 8, 12, task_tools.session_sample),
+    (2, 4, 5, task_realistic.realistic_sample),
+    (0, 1, 1.5, task_tools.parallel_sample),
+    (0, 1, 2.5, _fact_with_tools),
+    (2, 2.5, 2, _persona),
+    (2, 2, 1.5, task_chat.memory_sample),
+    (1, 1.5, 0.7, _count),
+    (0, 2.5, 1.2, task_chat.unknown_sample),
 )
 
 
@@ -73,8 +74,8 @@ def system_for(rng: Random) -> Message | None:
 
 def draw(rng: Random, pool: WordPool, progress: float) -> Sample:
     """One sample; ``progress`` runs from 0 to 1 over the training."""
-    weights = [early if progress < WARM_UP else later for early, later, _ in TASKS]
-    _, _, task = rng.choices(TASKS, weights)[0]
+    stage = (progress >= WARM_UP) + (progress >= LATE)
+    *_, task = rng.choices(TASKS, [row[:3][stage] for row in TASKS])[0]
     return task(rng, pool, system_for(rng))
 
 
@@ -91,7 +92,7 @@ _WORDY = frozenset({"fact", "fact_with_tools", "unknown", "count"})
 
 def corpus(seed: int, count: int) -> list[str]:
     """Texts to learn the tokenizer from: real sentences, and a few of everything else."""
-    samples = islice(stream(seed, lambda: 1.0), count)
+    samples = islice(stream(seed, lambda: 0.5), count)
     rng = Random(seed)
     kept = (s for s in samples if s.family in _WORDY or rng.random() < 0.04)
     return [sample.prompt() + sample.completion() for sample in kept]

@@ -28,7 +28,7 @@ class Plan:
     """Everything that decides what comes out of a run."""
 
     seed: int = 1
-    steps: int = 1000
+    steps: int = 1200
     cells: int = 4096
     parts: int = 2
     longest: int = 1600
