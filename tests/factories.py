@@ -122,7 +122,7 @@ class ScriptedBackend:
                 code, cells={row.slot: len(self.cells[row.slot]) for row in plan.rows}
             )
         if code is not DecodeCode.OK:
-            return StepResult(code)
+            return StepResult(code, reason="the plan is wrong")
         for row in plan.rows:
             self.cells[row.slot] += row.tokens
         self.most_cells = max(self.most_cells, sum(map(len, self.cells)))

@@ -12,7 +12,7 @@ from server.core.errors import EngineDead, GenerationFailed, OnegpuError
 from server.core.events import Event
 from server.core.request import GenerationRequest
 from server.engine.interface import Backend, BackendLoader, EngineState
-from server.engine.plan import Admission
+from server.engine.plan import Admission, DecodeCode
 from server.engine.scheduler import Scheduler, SchedulerLimits
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,8 @@ class EngineLoop:
             result = backend.decode(plan)
             now = self._clock.monotonic()
             self.step_seconds += now - before
+            if result.code is not DecodeCode.OK:
+                log.error("A decode call ended with %s %s", result.code.name, result.reason)
             scheduler.apply(plan, result, now)
             self.last_progress = now
         self._close_finished(scheduler, backend)

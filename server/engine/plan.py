@@ -82,3 +82,5 @@ class StepResult:
     """With `OK`: one per `Rows` with `output`, in plan order. Otherwise empty."""
     cells: dict[int, int] = field(default_factory=dict)
     """With `ABORTED` and `FAILED`: planned slot → cells it really holds (positions 0 … cells-1)."""
+    reason: str = ""
+    """What was wrong, for the log, where the backend knows more than the code."""

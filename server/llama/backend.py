@@ -109,8 +109,8 @@ class LlamaBackend:
 
     def decode(self, plan: StepPlan) -> StepResult:
         """Run one decode call and sample each output row. Never raises for what one request did."""
-        if self._fault(plan.rows) is not None:
-            return StepResult(DecodeCode.INVALID)
+        if (fault := self._fault(plan.rows)) is not None:
+            return StepResult(DecodeCode.INVALID, reason=fault)
         if not self._row_by_row:
             return self._call(plan.rows)
         # llama.cpp would compute a row of every stream of the split layout together.

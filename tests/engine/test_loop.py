@@ -280,7 +280,7 @@ def test_no_cells_for_good_fails_the_youngest_and_spares_the_rest():
     assert harness.text(old.request_id)[:2] == alone(old)[:2]
 
 
-def test_a_refused_batch_fails_those_in_it_and_the_engine_goes_on():
+def test_a_refused_batch_fails_those_in_it_and_the_engine_goes_on(caplog):
     harness = LoopHarness(codes={1: DecodeCode.INVALID})
     bad, later = make_request("bad", 5), make_request("later", 5)
     harness.submit(bad)
@@ -289,6 +289,7 @@ def test_a_refused_batch_fails_those_in_it_and_the_engine_goes_on():
     harness.run()
     assert isinstance(failure(harness, bad.request_id), GenerationFailed)
     assert harness.text(later.request_id) == alone(later)
+    assert "INVALID the plan is wrong" in caplog.text
 
 
 def test_two_failed_calls_in_a_row_kill_the_engine():
