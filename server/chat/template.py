@@ -106,18 +106,22 @@ class ChatTemplate:
                 f"The template variable {min(taken)!r} cannot be set.",
                 param="chat_template_kwargs",
             )
-        names = {
-            "add_generation_prompt": True,
-            **self._names,
-            **protect(kwargs, markers=True),
-            "messages": [
-                protect(self._adapt(message), markers=message.get("role") != "assistant")
-                for message in messages
-            ],
-            "tools": protect(tools, markers=True) if tools else None,
-        }
         try:
+            names = {
+                "add_generation_prompt": True,
+                **self._names,
+                **protect(kwargs, markers=True),
+                "messages": [
+                    protect(self._adapt(message), markers=message.get("role") != "assistant")
+                    for message in messages
+                ],
+                "tools": protect(tools, markers=True) if tools else None,
+            }
             return self._template.render(names)
+        except InvalidRequest:
+            raise
+        except RecursionError as error:
+            raise InvalidRequest("The messages are nested too deep.", param="messages") from error
         except Exception as error:
             # Templates raise whatever Python raises for messages they were not written for.
             raise InvalidRequest(

@@ -95,6 +95,13 @@ def test_arguments_become_an_object_where_the_template_needs_one():
     assert render(source, CALLED[1:]) == '{"a": "b"}'
 
 
+def test_arguments_nested_too_deep_are_the_callers_error():
+    function = {"name": "f", "arguments": "[" * 100_000 + "]" * 100_000}
+    call = [{"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]
+    with pytest.raises(InvalidRequest, match="nested"):
+        render("{{ messages[0].tool_calls[0].function.arguments | tojson }}", call)
+
+
 def test_reasoning_is_counted_between_the_markers():
     counter = ReasoningCounter(MARKERS)
     for tokens in ([1, 259, 2], [3], [260, 4], [5]):
