@@ -80,6 +80,14 @@ async def test_log_probabilities_are_parallel_lists(stack):
     assert lists["top_logprobs"][2] == {" ": -0.5}
 
 
+async def test_control_tokens_do_not_move_the_offsets(stack):
+    stack.engine.script = lambda _: Script(texts=("a<|im_start|>b",))
+    answer = await post(stack, TEXT, {"prompt": "x", "logprobs": 0})
+    lists = answer.json()["choices"][0]["logprobs"]
+    assert lists["tokens"] == ["a", "<|im_start|>", "b"]
+    assert lists["text_offset"] == [0, 1, 1]
+
+
 async def test_a_stream_gives_the_same(stack):
     body = {
         "prompt": ["a", "b"],

@@ -43,6 +43,10 @@ class TokenTexts:
         """Bytes of a token."""
         return self._tokenizer.decode([token], special=True)
 
+    def shown(self, token: int) -> bytes:
+        """Bytes that a token brings to the answer's text: none for control tokens."""
+        return self._tokenizer.pieces[token]
+
     def chat(self, logprobs: Sequence[SampledLogprobs]) -> list[dict[str, Any]]:
         """Entries of `logprobs.content`."""
         return [
@@ -90,7 +94,8 @@ class LegacyLogprobs:
             )
             lists["text_offset"].append(self._offset)
             # A character's first byte counts it; a token may hold only a later part of one.
-            self._offset += sum(byte & 0xC0 != 0x80 for byte in piece)
+            text = self._texts.shown(position.token_id)
+            self._offset += sum(byte & 0xC0 != 0x80 for byte in text)
         return lists
 
 
