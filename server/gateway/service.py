@@ -151,7 +151,9 @@ class GenerationService:
                     ignore_eos=spec.ignore_eos,
                     logprobs=spec.logprobs,
                     reuse_prefix=spec.reuse_prefix,
-                    deadline=deadline,
+                    # The others follow the first in the line. Once that one runs, to give up on
+                    # one of them would throw away the work of all.
+                    deadline=deadline if number == 0 else None,
                 )
             )
         return requests
