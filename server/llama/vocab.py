@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from types import MappingProxyType
 
 from server.core.errors import EngineDead, InvalidRequest, ModelFileError
+from server.llama.cutting import Cutter
 from server.llama.native import Address, Library
 
 _UNKNOWN = 1 << 0
 _CONTROL = 1 << 3
 _USER_DEFINED = 1 << 4
+_LSTRIP = 1 << 7
 _HIDDEN = _UNKNOWN | _CONTROL
 """`llama_token_attr` bits of tokens that have no text in an answer."""
 
@@ -51,6 +53,13 @@ class LlamaVocab:
         # llama.cpp marks some user-defined tokens (`<|fim_pad|>`) as control too: then they are no
         # text.
         self.marker_tokens = self._texts_of(attributes, _USER_DEFINED | _CONTROL, _USER_DEFINED)
+        special = self._texts_of(attributes, _LSTRIP, 0, _CONTROL | _USER_DEFINED)
+        everything = self._texts_of(attributes, 0, 0, _CONTROL | _USER_DEFINED)
+        self._cutters = {
+            True: Cutter(special, everything),
+            False: Cutter(special.keys() & self.marker_tokens.keys(), everything),
+        }
+        self._add_bos = library.vocab_get_add_bos(vocab)
         self.bos_text = self._text_of(library.vocab_bos(vocab))
         self.eos_text = self._text_of(library.vocab_eos(vocab))
 
@@ -65,14 +74,21 @@ class LlamaVocab:
         after `close`.
         """
         try:
-            data = text.encode()
+            pieces = [piece.encode() for piece in self._cutters[parse_special].cut(text)]
         except UnicodeEncodeError as error:
-            message = f"The text holds a lone surrogate (U+{ord(text[error.start]):04X}), which is not valid Unicode."
+            code = ord(error.object[error.start])
+            message = f"The text holds a lone surrogate (U+{code:04X}), which is not valid Unicode."
             raise InvalidRequest(message) from error
-        if len(data) >= 2**31 - 64:
+        if max(map(len, pieces)) >= 2**31 - 64:
             raise InvalidRequest("The text is over 2 GiB.")
-        with self._borrowed() as vocab:
-            return self._encode(vocab, data, (add_special, parse_special))
+        if len(pieces) == 1:
+            return self._encode(pieces[0], (add_special, parse_special))
+        ends = self._encode(b"", (True, parse_special)) if add_special else []
+        first = int(self._add_bos)
+        tokens = ends[:first]
+        for piece in pieces:
+            tokens += self._encode(piece, (False, parse_special))
+        return tokens + ends[first:]
 
     def close(self) -> None:
         """Wait for threads that are in C, let no further one in. Idempotent."""
@@ -95,7 +111,11 @@ class LlamaVocab:
                 self._users -= 1
                 self._idle.notify_all()
 
-    def _encode(self, vocab: Address, data: bytes, flags: tuple[bool, bool]) -> list[int]:
+    def _encode(self, data: bytes, flags: tuple[bool, bool]) -> list[int]:
+        with self._borrowed() as vocab:
+            return self._tokens(vocab, data, flags)
+
+    def _tokens(self, vocab: Address, data: bytes, flags: tuple[bool, bool]) -> list[int]:
         # A token is at least a byte; BOS, EOS and a leading space come on top.
         room = len(data) + 16
         while True:
@@ -122,12 +142,14 @@ class LlamaVocab:
                 raise InvalidRequest(message, param="tokens")
         return b"".join([table[token] for token in tokens])
 
-    def _texts_of(self, attributes: Sequence[int], mask: int, wanted: int) -> Mapping[str, int]:
-        """Text → id of the tokens whose attributes under `mask` are `wanted`, in order of their ids."""
+    def _texts_of(
+        self, attributes: Sequence[int], mask: int, wanted: int, either: int = -1
+    ) -> Mapping[str, int]:
+        """Text → id of the tokens whose attributes under `mask` are `wanted`, and that have one of `either`."""
         found = {
             self._shown[token].decode("utf-8", "replace"): token
             for token, attribute in enumerate(attributes)
-            if attribute & mask == wanted and self._shown[token]
+            if attribute & mask == wanted and attribute & either and self._shown[token]
         }
         return MappingProxyType(found)
 

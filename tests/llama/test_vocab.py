@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from server.core.errors import EngineDead, InvalidRequest
+from server.llama import cutting
 from tests.models import CONTROL, MARKERS, ModelSpec, vocabulary
 
 pytestmark = pytest.mark.native
@@ -49,6 +51,30 @@ def test_markers_stand_for_text(vocab):
     (think,) = vocab.encode("<think>", parse_special=True)
     assert think == vocab.marker_tokens["<think>"]
     assert vocab.pieces[think] == b"<think>"
+
+
+@pytest.mark.parametrize("add_special", [False, True])
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_long_texts_are_read_in_pieces_with_the_same_result(
+    vocab, monkeypatch, add_special, parse_special
+):
+    rng = random.Random(5)
+    parts = ["<|im_start|>", "<|im_end|>\n", "<think>", "</think>", "hello", " the", "x<|", "!\n\n"]
+    texts = ["".join(rng.choices(parts, k=300)) for _ in range(20)]
+    flags = {"add_special": add_special, "parse_special": parse_special}
+    whole, given = [vocab.encode(text, **flags) for text in texts], []
+    native = vocab._tokenize
+
+    def watched(address, data, *rest):
+        given.append(len(data))
+        return native(address, data, *rest)
+
+    monkeypatch.setattr(vocab, "_tokenize", watched)
+    monkeypatch.setattr(cutting, "_SPAN", 40)
+    assert [vocab.encode(text, **flags) for text in texts] == whole
+    # llama.cpp's time grows with the square of what one call is given.
+    assert max(given) < 400
+    assert len(given) > 20 * 5
 
 
 def test_end_tokens_and_names(vocab):
