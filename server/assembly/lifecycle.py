@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL = 0.0005
 """Seconds the event loop may hold the GIL while the engine thread wants it back."""
+_STOP_SECONDS = 30
+"""How long the step in progress may take at shutdown; a full ubatch on a slow CPU takes seconds."""
 _FLUSH_SECONDS = 5
 """How long the last chunks of streams that were ended may take to be sent."""
 _KEEP_ALIVE_SECONDS = 75
@@ -93,11 +95,27 @@ class Lifecycle:
             await self._drain()
         loaded.cancel()
         signalled.cancel()
-        await engine.stop()
+        stopped = await self._stop_engine()
         self._http.should_exit = True
         await http
         self._parts.service.shutdown()
+        if not stopped:
+            logging.shutdown()
+            # A thread that hangs in native code would keep the interpreter from ending.
+            os._exit(1)
         return status
+
+    async def _stop_engine(self) -> bool:
+        """End the engine; if a decode call hangs, end the streams without it. True if it ended."""
+        engine = self._parts.engine
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await engine.stop()
+        except TimeoutError:
+            log.error("The engine does not stop; ending without it")  # noqa: TRY400 - there is no traceback worth showing
+            engine.abandon()
+            return False
+        return True
 
     async def _load(self) -> int:
         """Announce the model, or say why there is none. Returns the exit status so far."""
@@ -106,10 +124,11 @@ class Lifecycle:
         log.info("Listening on %s; loading %s", url, settings.model.path)
         try:
             await self._parts.engine.wait_loaded()
+            announcement = _announcement(url, self._parts)
         except OnegpuError as error:
             print(f"onegpu: {error.message}", file=sys.stderr)  # noqa: T201 - the command's own answer
             return 1
-        print(_announcement(url, self._parts), flush=True)  # noqa: T201 - the command's own answer
+        print(announcement, flush=True)  # noqa: T201 - the command's own answer
         return 0
 
     async def _drain(self) -> None:

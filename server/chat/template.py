@@ -75,10 +75,18 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        check: Callable[[str], None] | None = None,
     ) -> list[int]:
-        """Token ids of the prompt. Raises `InvalidRequest` with the template's own message."""
+        """Token ids of the prompt. Raises `InvalidRequest` with the template's own message.
+
+        `check` is given the rendered text before it is tokenized, and may raise.
+        """
         protection = self._guard.begin()
-        return protection.encode(self._render(protection.protect, messages, tools, kwargs or {}))
+        rendered = self._render(protection.protect, messages, tools, kwargs or {})
+        if check is not None:
+            check(rendered)
+        return protection.encode(rendered)
 
     def render(
         self,

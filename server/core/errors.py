@@ -68,10 +68,19 @@ class ContextLengthExceeded(RequestError):
     code = "context_length_exceeded"
 
     def __init__(
-        self, *, prompt_tokens: int, max_tokens: int | None, n_ctx: int, param: str = "messages"
+        self,
+        *,
+        prompt_tokens: int,
+        max_tokens: int | None,
+        n_ctx: int,
+        param: str = "messages",
+        at_least: bool = False,
     ) -> None:
-        """Token counts as measured; `max_tokens` is None where the caller did not set it."""
-        asked = f"{prompt_tokens} tokens in the prompt"
+        """Token counts as measured; `max_tokens` is None where the caller did not set it.
+
+        `at_least`: the prompt is so long that it was not counted to the end.
+        """
+        asked = f"{'at least ' if at_least else ''}{prompt_tokens} tokens in the prompt"
         if max_tokens is not None:
             asked = (
                 f"{prompt_tokens + max_tokens} tokens "

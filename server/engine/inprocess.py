@@ -94,6 +94,10 @@ class InProcessEngine:
         if self._thread.ident is not None:
             await self._stopped.wait()
 
+    def abandon(self) -> None:
+        """Give up on a thread that does not end: every stream still open ends with `Draining`."""
+        self._close()
+
     async def wait_loaded(self) -> None:
         """Wait for the model. Raises what kept it from loading."""
         await self._loaded.wait()
@@ -217,7 +221,9 @@ class InProcessEngine:
     def _deliver(self, events: list[tuple[str, Event]]) -> None:
         self.wakeups += 1
         for request_id, event in events:
-            stream = self._streams[request_id]
+            stream = self._streams.get(request_id)
+            if stream is None:  # abandoned: it had its end
+                continue
             if isinstance(event, Started):
                 self._waiting.pop(request_id, None)
             elif isinstance(event, Finished | Failed):

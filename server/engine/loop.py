@@ -92,6 +92,7 @@ class EngineLoop:
         except _Stopped:
             log.info("Stopped while the model was loading")
         except OnegpuError as error:
+            log.error("The engine stopped: %s", error.message)  # noqa: TRY400 - told, not debugged
             self._die(error)
         except Exception as error:
             log.exception("The engine loop failed")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from server.chat.template import ChatTemplate
-from server.core.errors import InvalidRequest
+from server.core.errors import ContextLengthExceeded, InvalidRequest
 from server.engine.interface import ModelInfo, Tokenizer
 from server.gateway.spec import ChatPrompt, Prompt, TextPrompt
 
@@ -21,9 +21,13 @@ class Prompter:
         self._now = now
         self._source = template
         self._bound: tuple[Tokenizer, ChatTemplate] | None = None
+        self._longest = 1
+        """Characters that one token can stand for, at most."""
 
     def bind(self, info: ModelInfo, tokenizer: Tokenizer) -> None:
         """Compile the model's template, while loading. Raises `ModelFileError`."""
+        texts = [*map(len, tokenizer.pieces), *map(len, tokenizer.control_tokens)]
+        self._longest = max(1, *texts)
         self._bound = (
             tokenizer,
             ChatTemplate(self._source or info.chat_template, tokenizer, self._now),
@@ -34,14 +38,24 @@ class Prompter:
         """The chat template of the bound model."""
         return self._parts()[1]
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt. Raises `InvalidRequest`, also for an empty one."""
+    def encode(self, prompt: Prompt, n_ctx: int) -> list[int]:
+        """Token ids of a prompt. Raises `InvalidRequest`, also for an empty one.
+
+        Raises `ContextLengthExceeded` for a text that cannot fit `n_ctx` however it is tokenized:
+        counting megabytes to the end would keep others waiting.
+        """
         tokenizer, template = self._parts()
         param = "prompt"
         if isinstance(prompt, ChatPrompt):
-            tokens = template.encode(prompt.messages, prompt.tools, prompt.template_kwargs)
             param = "messages"
+            tokens = template.encode(
+                prompt.messages,
+                prompt.tools,
+                prompt.template_kwargs,
+                check=lambda text: self._refuse_hopeless(text, n_ctx, param),
+            )
         elif isinstance(prompt, TextPrompt):
+            self._refuse_hopeless(prompt.text, n_ctx, param)
             tokens = tokenizer.encode(
                 prompt.text, add_special=True, parse_special=prompt.parse_special
             )
@@ -51,6 +65,13 @@ class Prompter:
         if not tokens:
             raise InvalidRequest("The prompt is empty: it has no tokens.", param=param)
         return tokens
+
+    def _refuse_hopeless(self, text: str, n_ctx: int, param: str) -> None:
+        least = len(text) // self._longest
+        if least > n_ctx:
+            raise ContextLengthExceeded(
+                prompt_tokens=least, max_tokens=None, n_ctx=n_ctx, param=param, at_least=True
+            )
 
     def _parts(self) -> tuple[Tokenizer, ChatTemplate]:
         if self._bound is None:

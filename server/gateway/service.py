@@ -112,7 +112,7 @@ class GenerationService:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, spec: GenerationSpec) -> list[list[int]]:
-        return [self.prompter.encode(prompt) for prompt in spec.prompts]
+        return [self.prompter.encode(prompt, self.limits.n_ctx) for prompt in spec.prompts]
 
     def _check_choices(self, spec: GenerationSpec) -> None:
         if spec.n > self.limits.slots:

@@ -21,7 +21,7 @@ class Telemetry(Protocol):
         ...
 
     def first_token(self, seconds: float) -> None:
-        """Tell the time from admission to the first token of one choice."""
+        """Tell the time from submission to the first token of one choice."""
         ...
 
     def token_gap(self, seconds: float, tokens: int) -> None:

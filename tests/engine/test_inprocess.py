@@ -198,6 +198,22 @@ async def test_stopping_ends_every_stream():
         engine.submit(make_request())
 
 
+async def test_streams_end_even_when_the_engine_does_not():
+    backend = GatedBackend(make_limits())
+    engine = make_engine(backend)
+    engine.start()
+    await ready(engine)
+    stream = engine.submit(make_request("hello", 30))
+    await asyncio.to_thread(backend.decoding.wait, 30)
+    engine.abandon()
+    events = await collect(stream)
+    assert isinstance(events[-1], Failed)
+    assert isinstance(events[-1].error, Draining)
+    backend.allowed.release(100)
+    await engine.stop()
+    assert await stream.next_events() == []
+
+
 async def test_a_slow_reader_costs_nobody_else_anything():
     engine = make_engine()
     engine.start()

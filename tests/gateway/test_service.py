@@ -89,6 +89,19 @@ async def test_what_cannot_run_is_refused_and_leaves_nothing(stack, wanted, erro
     assert not stack.engine.requests
 
 
+@pytest.mark.parametrize(
+    "prompt", [TextPrompt("x" * 99_999), ChatPrompt([{"role": "user", "content": "x" * 99_999}])]
+)
+async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(stack, prompt):
+    _, tokenizer = stack.service.model()
+    encoded = []
+    tokenizer.encode = lambda text, **_: encoded.append(text)
+    with pytest.raises(ContextLengthExceeded, match="at least") as caught:
+        await stack.service.open(spec(prompt))
+    assert encoded == []
+    assert 4096 < caught.value.prompt_tokens < 99_999
+
+
 async def test_a_submission_that_fails_half_way_is_undone(stack):
     whole, left = stack.engine.submit, [2]
 
@@ -111,10 +124,10 @@ async def test_a_caller_cancelled_while_tokenizing_leaves_nothing(stack):
     loop = asyncio.get_running_loop()
     whole = stack.service.prompter.encode
 
-    def encode(prompt):
+    def encode(prompt, n_ctx):
         loop.call_soon_threadsafe(begun.set)
         gate.wait(10)
-        return whole(prompt)
+        return whole(prompt, n_ctx)
 
     stack.service.prompter.encode = encode
     task = asyncio.create_task(stack.service.open(spec()))

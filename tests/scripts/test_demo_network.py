@@ -22,7 +22,7 @@ def fresh(vocab: int = 96) -> DemoModel:
 
     torch.manual_seed(0)
     model = DemoModel(ModelShape(vocab))
-    install(model)
+    install(model, name_token=7)
     return model
 
 

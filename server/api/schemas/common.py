@@ -12,6 +12,8 @@ from server.core.errors import InvalidRequest
 from server.core.request import SamplingParams
 
 MAX_STOPS = 16
+MOST_BIASES = 1024
+"""Each one is handed to C on the engine thread."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -73,6 +75,10 @@ class SamplingFields(ApiModel):
         if "top_k" in given:
             given["top_k"] = max(0, given["top_k"])
         if "logit_bias" in given:
+            if len(given["logit_bias"]) > MOST_BIASES:
+                raise InvalidRequest(
+                    f"'logit_bias' may have at most {MOST_BIASES} entries.", param="logit_bias"
+                )
             given["logit_bias"] = _bias(given["logit_bias"])
         if "dry_sequence_breakers" in given:
             given["dry_sequence_breakers"] = tuple(given["dry_sequence_breakers"])
