@@ -4,7 +4,7 @@
     python scripts/train_demo_model.py
 
 The data is generated (seeded), the tokenizer is learned from it, the network has Qwen3's
-architecture. A run takes about 20 minutes on two idle CPU cores; it keeps a checkpoint in --work
+architecture. A run takes about half an hour on two idle CPU cores; it keeps a checkpoint in --work
 and goes on from there when it is started again. On cores that others use too, start it with
 OMP_WAIT_POLICY=PASSIVE in the environment. At the end a part of the held-out check runs in torch;
 `scripts/check_demo_model.py` asks the exported file itself.

@@ -13,7 +13,9 @@ from torch import Tensor
 from demo_model.samples import END, Sample
 
 OPEN_ASSISTANT = "<|im_start|>assistant\n"
-LEARN_HISTORY = frozenset({"tool_result", "tool_session", "extract", "fact"})
+LEARN_HISTORY = frozenset({"tool_result", "tool_session", "extract", "fact", "arithmetic"})
+# In these a thought may come first when the turn is written, but never shows in a history.
+FIRST_UNLEARNED = frozenset({"arithmetic"})
 SPLIT_SHARE = 0.3
 
 
@@ -38,7 +40,9 @@ def _pieces(sample: Sample, rng: Random) -> list[tuple[str, bool]]:
         pieces.append((turns[0] + OPEN_ASSISTANT, False))
         for turn in turns[1:]:
             answer, _, rest = turn.partition(END)
-            pieces += [(answer + END, True), (rest + OPEN_ASSISTANT, False)]
+            skip = 1 if sample.family in FIRST_UNLEARNED else 0
+            pieces += [(answer[:skip], False), (answer[skip:] + END, True)]
+            pieces.append((rest + OPEN_ASSISTANT, False))
         pieces.append((last, False))
     elif rng.random() < SPLIT_SHARE:
         for content in sample.contents():

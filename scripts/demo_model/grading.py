@@ -3,8 +3,9 @@
 Rules
     *taught* and *paraphrase*, *copy*, *extract*, *result* and the like: the reply without its
     ``<think>`` block, spaces trimmed and runs of spaces made one, equals the one right answer.
-    *tools*: the reply holds exactly the expected calls; each parses as JSON, and name and all
-    arguments are equal.
+    *tools*, *tools, hard*: the reply holds exactly the expected calls; each parses as JSON, and name and all
+    arguments are equal. All tool names are new; in *tools* the things they are about (prices,
+    weather) are familiar, in *tools, hard* those words are new too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from demo_model import task_chat, task_copy, task_tools
 from demo_model.facts import Fact, arithmetic_facts, written_facts
 from demo_model.samples import Sample, without_thought
-from demo_model.words import held_out_pool
+from demo_model.words import held_out_pool, new_names_pool
 
 Ask = Callable[[Sample], str]
 TARGETS = {"taught": 90.0, "paraphrase": 60.0, "tools": 90.0}
@@ -126,7 +127,7 @@ def _drawn(rng: Random, family: str, count: int) -> list[Question]:
             sample = task_chat.fact_sample(rng, None, task_tools.tool_question(rng, pool).tools)
         else:
             maker = task_tools.result_sample if family == "result" else task_tools.call_sample
-            sample = maker(rng, pool, None)
+            sample = maker(rng, pool if family == "tools, hard" else new_names_pool(), None)
         made.append(Question(family, sample))
     return made
 
@@ -135,7 +136,17 @@ def questions(seed: int = 7, count: int = 200) -> list[Question]:
     """The whole check; drawn families have ``count`` cases each."""
     rng = Random(seed)
     found = taught_questions() + paraphrase_questions()
-    for family in ("tools", "result", "no tool", "copy", "extract", "needle", "name", "count"):
+    for family in (
+        "tools",
+        "tools, hard",
+        "result",
+        "no tool",
+        "copy",
+        "extract",
+        "needle",
+        "name",
+        "count",
+    ):
         found += _drawn(rng, family, count)
     return found
 

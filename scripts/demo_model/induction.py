@@ -1,10 +1,13 @@
-"""Give a fresh network the circuit that copying needs, instead of waiting for it to emerge.
+"""Give a fresh network the circuits that copying and tool calls need, instead of waiting for them.
 
-"What followed this token the last time?" takes two layers: heads that pass the token before on to
-the next place, and heads that look for a place whose token before equals the current one, and
-copy what stands there. Random weights find this circuit only after some ten million tokens, half
-of what the whole training may see. Written in by hand it works from the first step, and
-training goes on from there: nothing is frozen.
+Copying asks "what followed this token the last time?" and takes two layers: heads that pass the
+tokens before on to the next places, and heads that look for a place whose tokens before equal the
+current ones, and copy what stands there. A tool call asks for the name of the tool whose
+description fits, and the name stands *before* the description: so one more head carries the
+first piece of the latest ``"name": "...`` along, and one finds, for a word of the question, where
+that word stood before and fetches the name carried there. Random weights find such circuits only after some
+ten million tokens, as many as the whole training may see. Written in by hand they work from the
+first step, and training goes on from there: nothing is frozen.
 """
 
 from __future__ import annotations
@@ -16,9 +19,14 @@ from demo_model.model import Block, DemoModel, ModelShape
 
 CONSTANT = 2.0  # value of the first embedding axis, the same for all tokens
 FAST_PAIRS = 4  # rotary pairs that turn quickly: they tell neighbours apart
+RECENT = slice(8, 12)  # rotary pairs that turn once in some hundred tokens: they tell near from far
 SLOW_FROM = 12  # rotary pairs from here on hardly turn within a thousand tokens
-PASS_ON = 1.5  # strength of the token before, beside the token itself
+PASS_ON = 1.5  # strength of the tokens before, beside the token itself
 COPY = 3.0  # strength of what is copied
+CARRY = 1.5  # strength of the name that is carried along
+FETCH = 3.0  # strength of a name fetched from elsewhere, over the one carried along
+NAME_OFFSET = 3  # from the word "name" to the first piece of the name: `name`, `":`, ` "`
+OFFSETS = (1, 3, 2, 4)  # how far the heads of the first layer look back
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:
@@ -27,75 +35,95 @@ def _orthonormal(rows: int, columns: int) -> Tensor:
     return torch.cat([torch.zeros(rows, 1), basis.T], dim=1)
 
 
-def _angles(shape: ModelShape, pairs: int) -> Tensor:
-    index = torch.arange(0, 2 * pairs, 2, dtype=torch.float32)
-    return shape.rope_base ** -(index / shape.head_size)
+def _rows(weight: Tensor, index: int, size: int) -> Tensor:
+    return weight[index * size : (index + 1) * size]
 
 
-def _look_back(block: Block, shape: ModelShape, head: int, group: int, offset: int) -> None:
-    """Make a head attend to the token ``offset`` places before, whatever the tokens are."""
-    size, half = shape.head_size, shape.head_size // 2
-    turn = offset * _angles(shape, FAST_PAIRS)
-    query, key = torch.zeros(size), torch.zeros(size)
-    query[:FAST_PAIRS], query[half : half + FAST_PAIRS] = turn.cos(), -turn.sin()
-    key[:FAST_PAIRS] = 1.0
-    for weight, index, wanted in ((block.attn_q, head, query), (block.attn_k, group, key)):
-        rows = weight.weight[index * size : (index + 1) * size]
-        rows.zero_()
-        rows[:, 0] = wanted
-
-
-def _sharpen(block: Block, shape: ModelShape, first: int, last: int, gain: float) -> None:
-    half = shape.head_size // 2
+def _sharpen(block: Block, pairs: slice, gain: float) -> None:
+    half = block.attn_q_norm.weight.shape[0] // 2
     for norm in (block.attn_q_norm, block.attn_k_norm):
-        norm.weight[first:last] = gain
-        norm.weight[half + first : half + last] = gain
+        norm.weight[pairs] = gain
+        norm.weight[half + pairs.start : half + pairs.stop] = gain
 
 
-def _pass_on(block: Block, shape: ModelShape, values: Tensor, *, group: int, offset: int) -> Tensor:
-    """Write ``values`` of the token ``offset`` places before beside each token; returns where."""
-    size = shape.head_size
-    head = group * (shape.heads // shape.kv_heads)
-    landing = _orthonormal(size, shape.width)
-    _look_back(block, shape, head, group, offset)
-    block.attn_v.weight[group * size : (group + 1) * size] = values
-    block.attn_output.weight[:, head * size : (head + 1) * size] = PASS_ON * landing.T
-    return landing
+def _look_back(block: Block, shape: ModelShape, values: Tensor, landings: list[Tensor]) -> None:
+    """Heads that attend a fixed number of places before, whatever stands there, and pass it on."""
+    size, half = shape.head_size, shape.head_size // 2
+    index = torch.arange(0, 2 * FAST_PAIRS, 2, dtype=torch.float32)
+    angles = shape.rope_base ** -(index / size)
+    for group in range(shape.kv_heads):
+        key = _rows(block.attn_k.weight, group, size)
+        key.zero_()
+        key[:FAST_PAIRS, 0] = 1.0
+        _rows(block.attn_v.weight, group, size)[: len(values)] = values
+    for head, offset in enumerate(OFFSETS):
+        query = _rows(block.attn_q.weight, head, size)
+        query.zero_()
+        query[:FAST_PAIRS, 0] = (offset * angles).cos()
+        query[half : half + FAST_PAIRS, 0] = -(offset * angles).sin()
+        columns = slice(head * size, head * size + len(values))
+        block.attn_output.weight[:, columns] = PASS_ON * landings[head].T
+    _sharpen(block, slice(0, FAST_PAIRS), 3.0)
 
 
 @torch.no_grad()
-def install(model: DemoModel) -> None:
-    """Write the circuit into the first two layers; the seed of torch decides the rest.
+def install(model: DemoModel, name_token: int) -> None:
+    """Write the circuits into the first layers; the seed of torch decides the rest.
 
-    The second layer's first head matches one token before, its other group's head matches two:
-    pieces of words repeat, pairs of pieces rarely do.
+    ``name_token`` is the id of the word ``name``. In the second layer the first head matches one
+    token before and the third head two (pieces of words repeat, pairs of pieces rarely do); the
+    second head carries names, which head 0 of the third layer fetches and head 0 of the fourth
+    can write out.
     """
     shape = model.shape
+    if (shape.heads, shape.kv_heads) != (4, 2):
+        raise ValueError("the circuits are laid out for four heads that share two groups")
     size, half = shape.head_size, shape.head_size // 2
-    model.token_embd.weight[:, 0] = CONSTANT
-    before, after = model.blk[0], model.blk[1]
-    values = _orthonormal(size, shape.width)
-    landing = _pass_on(before, shape, values, group=0, offset=1)
-    landing_two = _pass_on(before, shape, values, group=1, offset=2)
-    _sharpen(before, shape, 0, FAST_PAIRS, 3.0)
     slow = torch.cat([torch.arange(SLOW_FROM, half), torch.arange(half + SLOW_FROM, size)])
-    first, second = slow[::2], slow[1::2]
+    wide = len(slow)
+    model.token_embd.weight[:, 0] = CONSTANT
+    values = _orthonormal(wide, shape.width)
+    space = _orthonormal(len(OFFSETS) * wide + size, shape.width)
+    landings = [_rows(space, index, wide) for index in range(len(OFFSETS))]
+    carried = space[len(OFFSETS) * wide :]
+    one_before, three_before, two_before, _ = landings
+    _look_back(model.blk[0], shape, values, landings)
+
+    block = model.blk[1]
     copied = _orthonormal(shape.kv_heads * size, shape.width)
-    after.attn_v.weight.copy_(copied)
-    for group in range(shape.kv_heads):
-        head = group * (shape.heads // shape.kv_heads)
-        query = after.attn_q.weight[head * size : (head + 1) * size]
-        key = after.attn_k.weight[group * size : (group + 1) * size]
+    block.attn_v.weight.copy_(copied)
+    single, pair = slow, slow[::2]
+    other = slow[1::2]
+    for head, group, used in ((0, 0, single), (2, 1, pair)):
+        query = _rows(block.attn_q.weight, head, size)
+        key = _rows(block.attn_k.weight, group, size)
         query.zero_()
         key.zero_()
-        used = slow if group == 0 else first
         query[used] = values[: len(used)]
-        key[used] = landing[: len(used)]
-        if group == 1:
-            # The query's token before, as passed on, against the key's token two before: both
-            # show the same axes of the embedding.
-            query[second] = landing[: len(second)]
-            key[second] = landing_two[: len(second)]
-        rows = copied[group * size : (group + 1) * size]
-        after.attn_output.weight[:, head * size : (head + 1) * size] = COPY * rows.T
-    _sharpen(after, shape, SLOW_FROM, half, 2.0)
+        key[used] = one_before[: len(used)]
+        rows = _rows(copied, group, size)
+        block.attn_output.weight[:, head * size : (head + 1) * size] = COPY * rows.T
+    # The query's token before, as passed on, against the key's token two before.
+    _rows(block.attn_q.weight, 2, size)[other] = one_before[: len(other)]
+    _rows(block.attn_k.weight, 1, size)[other] = two_before[: len(other)]
+
+    wanted = values @ model.token_embd.weight[name_token]
+    _rows(block.attn_k.weight, 0, size)[RECENT] = 0.7 * (wanted / wanted.norm()) @ three_before
+    query = _rows(block.attn_q.weight, 1, size)
+    query.zero_()
+    query[RECENT, 0] = 1.0
+    block.attn_output.weight[:, size : 2 * size] = CARRY * carried.T
+    _sharpen(block, slice(RECENT.start, half), 2.0)
+
+    block = model.blk[2]
+    _rows(block.attn_q.weight, 0, size).zero_()
+    _rows(block.attn_k.weight, 0, size).zero_()
+    block.attn_q.weight[slow] = values
+    block.attn_k.weight[slow] = one_before
+    _rows(block.attn_v.weight, 0, size).copy_(carried)
+    block.attn_output.weight[:, :size] = FETCH * carried.T
+    _sharpen(block, slice(SLOW_FROM, half), 2.0)
+
+    reader = model.blk[3]
+    _rows(reader.attn_v.weight, 0, size).copy_(carried)
+    reader.attn_output.weight[:, :size] = _rows(copied, 0, size).T

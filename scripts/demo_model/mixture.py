@@ -18,7 +18,7 @@ Message = dict[str, Any]
 Task = Callable[[Random, WordPool, Message | None], Sample]
 
 WARM_UP = 0.04  # share of the training in which copying dominates
-LATE = 0.66  # from here on tools and extraction, which are learned last, come more often
+LATE = 0.44  # from here on tools and extraction, which are learned last, come more often
 SHORT_TEXT, LONG_TEXT = 12, 110  # sentences in a needle's haystack
 
 
@@ -44,17 +44,22 @@ def _needle(rng: Random, pool: WordPool, system: Message | None) -> Sample:
     return task_copy.needle_sample(rng, pool, system, longest)
 
 
+def _arithmetic(rng: Random, _pool: WordPool, system: Message | None) -> Sample:
+    return task_chat.arithmetic_sample(rng, system)
+
+
 # Weights while warming up, in the middle and late, and the task.
 TASKS: tuple[tuple[float, float, float, Task], ...] = (
-    (10, 42, 24, _fact),
+    (10, 40, 22, _fact),
+    (2, 2, 3, _arithmetic),
     (60, 9, 5, task_copy.repeat_sample),
-    (15, 9, 10, task_copy.record_sample),
+    (15, 9, 12, task_copy.record_sample),
     (5, 4, 7, task_copy.kind_sample),
     (4, 3, 3, _needle),
     (2, 2, 3, task_copy.json_sample),
     (2, 3.5, 7, task_tools.call_sample),
     (2, 1.5, 3, task_tools.result_sample),
-    (8, 8, 12, task_tools.session_sample),
+    (8, 12, 13, task_tools.session_sample),
     (2, 4, 5, task_realistic.realistic_sample),
     (0, 1, 1.5, task_tools.parallel_sample),
     (0, 1, 2.5, _fact_with_tools),

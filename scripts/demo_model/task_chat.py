@@ -106,6 +106,19 @@ def fact_sample(rng: Random, system: Message | None, tools: tuple[Message, ...] 
     return Sample(family, tuple(messages), answer, tools, thinking)
 
 
+def arithmetic_sample(rng: Random, system: Message | None) -> Sample:
+    """Several sums in one chat; the earlier ones stand there without thoughts, as in a history."""
+    *earlier, fact = rng.sample(arithmetic_facts(), rng.randint(3, 6))
+    messages: list[Message] = [] if system is None else [system]
+    for solved in earlier:
+        messages.append({"role": "user", "content": vary(rng, solved)})
+        messages.append({"role": "assistant", "content": solved.answer})
+    messages.append({"role": "user", "content": vary(rng, fact)})
+    thinking = rng.choice((None, None, False))
+    answer = fact.answer if thinking is False else answer_with_thought(fact, told=False)
+    return Sample("arithmetic", tuple(messages), answer, (), thinking)
+
+
 def persona_sample(rng: Random, pool: WordPool) -> Sample:
     """The system prompt gives a name; the model gives it back."""
     name, role = words.name(rng, pool), rng.choice(_ROLES)

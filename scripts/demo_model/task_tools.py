@@ -96,7 +96,7 @@ def make_tool(rng: Random, pool: WordPool, taken: set[str]) -> ToolSpec:
             break
     taken.update(noun.split())
     parameters: dict[str, Parameter] = {}
-    for index in range(rng.choice((0, 1, 1, 1, 1, 1, 2, 2))):
+    for index in range(rng.choice((0, 0, 1, 1, 1, 1, 1, 2, 2))):
         number = index > 0 and rng.random() < 0.4
         label = words.number_parameter(rng) if number else words.parameter(rng, pool)
         note = f"The {label.replace('_', ' ')}" if rng.random() < 0.3 else None
@@ -179,7 +179,7 @@ def _distinct_tools(rng: Random, pool: WordPool, count: int) -> list[ToolSpec]:
 
 def tool_question(rng: Random, pool: WordPool) -> ToolQuestion:
     """One to three tools, and a question for one of them."""
-    specs = _distinct_tools(rng, pool, rng.choice((1, 1, 2, 2, 2, 3)))
+    specs = _distinct_tools(rng, pool, rng.choice((1, 2, 2, 3)))
     tool = rng.choice(specs)
     values = values_for(rng, pool, tool)
     schemas = tuple(spec.schema(rng) for spec in specs)
@@ -241,21 +241,20 @@ def result_sample(rng: Random, pool: WordPool, system: Json | None) -> Sample:
 
 
 def session_sample(rng: Random, pool: WordPool, system: Json | None) -> Sample:
-    """Two to four questions with the same tools: calls, results, facts, and things without a tool."""
+    """Three to seven questions with the same tools: calls, results, facts, and things without a tool."""
     specs = _distinct_tools(rng, pool, rng.choice((1, 2, 2, 3)))
     schemas = tuple(spec.schema(rng) for spec in specs)
     messages: list[Json] = [] if system is None else [system]
-    turns = rng.choice((2, 3, 3, 4))
-    for turn in range(turns):
-        roll, last = rng.random(), turn == turns - 1
-        if roll < 0.25:
+    turns = rng.choice((3, 4, 5, 6, 7))
+    for _ in range(turns):
+        if rng.random() < 0.18:
             question, answer = _without_tool(rng, pool, schemas)
             messages += _exchange(question, answer)
             continue
         tool = rng.choice(specs)
         asked = ToolQuestion(schemas, "", tool, values_for(rng, pool, tool))
         user: Json = {"role": "user", "content": ask_for(rng, tool, asked.values)}
-        if last and rng.random() < 0.5:
+        if rng.random() < 0.6:
             messages += [user, {"role": "assistant", "content": call_text(tool.name, asked.values)}]
             continue
         content, answer = result_for(rng, pool, asked)
@@ -272,7 +271,7 @@ def _exchange(question: str, answer: str) -> list[Json]:
 
 def _without_tool(rng: Random, pool: WordPool, schemas: tuple[Json, ...]) -> tuple[str, str]:
     """A question that needs no tool, or one that no offered tool can answer."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.75:
         fact = rng.choice([fact for fact in written_facts() if not fact.thought])
         return vary(rng, fact), fact.answer
     described = json.dumps(schemas, ensure_ascii=False)

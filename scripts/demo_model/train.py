@@ -28,7 +28,7 @@ class Plan:
     """Everything that decides what comes out of a run."""
 
     seed: int = 1
-    steps: int = 1200
+    steps: int = 1400
     cells: int = 4096
     parts: int = 2
     longest: int = 1600
@@ -37,7 +37,7 @@ class Plan:
     layers: int = 5
     ffn: int = 512
     threads: int = 2
-    evaluate_every: int = 500
+    evaluate_every: int = 250
     save_every: int = 100
     rates: Rates = field(default_factory=Rates)
 
@@ -100,7 +100,7 @@ class Trainer:
         self.tokenizer = load_tokenizer(plan, work)
         vocab = self.tokenizer.get_vocab_size()
         self.model = DemoModel(ModelShape(vocab, layers=plan.layers, ffn=plan.ffn))
-        install(self.model)
+        install(self.model, self.tokenizer.token_to_id("name"))
         self.optimizer = Optimizer(self.model, plan.rates)
         self.step = 0
         self.seconds = 0.0

@@ -73,10 +73,11 @@ def _syllables() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class WordPool:
-    """The parts that names, nouns and values are made of; two pools share no part.
+    """The parts that names, nouns and values are made of.
 
     ``spelled`` is the share of made-up words that are random letters; the check has none, so
-    that all its words come from the parts that were held out.
+    that all its words come from the parts that were held out. ``known`` is the share of real
+    words among the nouns that tools are about.
     """
 
     syllables: tuple[str, ...]
@@ -84,6 +85,7 @@ class WordPool:
     nouns: tuple[str, ...]
     nouns_zh: tuple[str, ...]
     spelled: float = 0.0
+    known: float = 0.7
 
     def nonce(self, rng: Random) -> str:
         """A made-up lower-case word of one or two syllables, or of random letters."""
@@ -93,18 +95,21 @@ class WordPool:
 
     def noun(self, rng: Random) -> str:
         """A real or made-up English noun."""
-        return rng.choice(self.nouns) if rng.random() < 0.6 else self.nonce(rng)
+        return rng.choice(self.nouns) if rng.random() < self.known else self.nonce(rng)
 
     def tool_name(self, rng: Random, noun: str) -> str:
-        """A function name; four in five carry the noun, the others are arbitrary."""
-        parts = [rng.choice(self.verbs), *noun.split()]
+        """A function name; half of them carry the noun, the others are arbitrary."""
         style = rng.random()
-        if style < 0.2 or not noun.isascii():
-            parts = [self.nonce(rng) for _ in range(rng.choice((1, 2, 2)))]
-        elif style < 0.35:
-            parts = [self.nonce(rng), *parts]
-        elif style < 0.5:
+        if style < 0.45 or not noun.isascii():
+            parts = [self.nonce(rng) for _ in range(rng.choice((1, 2)))]
+            if rng.random() < 0.4:
+                parts = [rng.choice(self.verbs), *parts]
+        elif style < 0.6:
+            parts = [self.nonce(rng), *noun.split()]
+        elif style < 0.7:
             parts = [*noun.split(), rng.choice(self.verbs)]
+        else:
+            parts = [rng.choice(self.verbs), *noun.split()]
         return join_name(rng, parts)
 
 
@@ -128,6 +133,11 @@ def training_pool() -> WordPool:
 def held_out_pool() -> WordPool:
     """Parts for the check, none of them in the training pool."""
     return WordPool(_syllables()[1], _HELD_VERBS, _HELD_NOUNS, _HELD_NOUNS_ZH)
+
+
+def new_names_pool() -> WordPool:
+    """For tools about familiar things under new names: only the nouns were trained on."""
+    return WordPool(_syllables()[1], _HELD_VERBS, _NOUNS, _NOUNS_ZH, known=1.0)
 
 
 def parameter(rng: Random, pool: WordPool) -> str:
