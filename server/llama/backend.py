@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from server.core.errors import GenerationFailed
+from server.core.errors import ConfigError, GenerationFailed
 from server.core.request import GenerationRequest
 from server.engine.interface import Backend, BackendLoader, ModelInfo
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
@@ -214,13 +214,19 @@ class LlamaBackend:
         """Decode once and forget it, so that the first request waits for no page or pool.
 
         On a GPU a full graph: its memory pools then reach their peak while a failure is harmless.
+        Raises `ConfigError` when it fails.
         """
         gpu = self._library.supports_gpu_offload()
         count = self._library.n_ubatch(self._context) if gpu else _WARM_UP_ROWS
         token = next(iter(self._vocab.eog), 0)
         rows = [Rows(slot=0, start=0, tokens=[token] * min(count, self.n_batch), output=True)]
         self._batch.fill(rows)
-        self._library.decode(self._context, self._batch.native)
+        code = self._library.decode(self._context, self._batch.native)
+        if code:
+            raise ConfigError(
+                f"The first decode call failed with code {code}. If memory ran out, lower slots, "
+                "n_ctx, kv_cells or n_gpu_layers, or choose kv_type q8_0."
+            )
         self._library.synchronize(self._context)
         clear_data = True
         self._library.memory_clear(self._memory, clear_data)
@@ -255,8 +261,12 @@ def load_backend(params: LlamaParams) -> BackendLoader:
         except BaseException:
             free_model(loaded)
             raise
-        if params.warmup:
-            backend.warm_up()
+        try:
+            if params.warmup:
+                backend.warm_up()
+        except BaseException:
+            backend.shutdown()
+            raise
         return backend
 
     return load

@@ -141,7 +141,7 @@ def _context_params(library: Library, params: LlamaParams) -> ContextParams:
     # The default reserves n_ubatch × n_vocab logits; fewer than n_seq_max abort the process.
     native.n_outputs_max = params.slots
     native.n_outputs_max_per_seq = 1
-    native.n_threads = params.thread_count
+    native.n_threads = params.threads
     native.n_threads_batch = params.batch_thread_count
     native.kv_unified = params.unified
     native.swa_full = True

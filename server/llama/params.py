@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,8 +73,8 @@ class LlamaParams:
     """Most rows of one decode call."""
     n_ubatch: int = 512
     """Most rows of one computed graph."""
-    threads: int | None = None
-    """None: the physical cores that this process may use."""
+    threads: int = 1
+    """Threads for graphs of one row; `server.settings` knows the machine's cores."""
     threads_batch: int | None = None
     """Threads for graphs of more than one row; None: as `threads`."""
     warmup: bool = True
@@ -185,43 +184,11 @@ class LlamaParams:
         return min(self.n_batch, self.native_n_ctx)
 
     @property
-    def thread_count(self) -> int:
-        """Threads to compute single rows with."""
-        return self.threads if self.threads is not None else physical_cores()
-
-    @property
     def batch_thread_count(self) -> int:
         """Threads to compute several rows with."""
-        return self.threads_batch if self.threads_batch is not None else self.thread_count
+        return self.threads_batch if self.threads_batch is not None else self.threads
 
 
 def _require(condition: object, message: str) -> None:
     if not condition:
         raise ConfigError(message[0].upper() + message[1:] + ".")
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may run on, within its container's CPU quota; at least 1.
-
-    A second thread on the same core slows llama.cpp down.
-    """
-    allowed = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    cores: set[str] = set()
-    for cpu in allowed:
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(topology.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, min(len(cores), _quota() or len(cores)))
-
-
-def _quota() -> int | None:
-    """CPUs that cgroup v2 grants, rounded up; None without a limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if limit == "max" else max(1, -(-int(limit) // int(period)))
-    except (OSError, ValueError):
-        return None

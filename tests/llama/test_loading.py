@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from server.core.errors import ConfigError, ModelFileError
 from server.llama import native
 from server.llama.backend import load_backend
 from server.llama.native_log import NativeLog
-from server.llama.params import LlamaParams, physical_cores
+from server.llama.params import LlamaParams
 from server.llama.probe import probe
 from tests.llama.driving import prompt_of
 from tests.models import ModelSpec, truncate_file, vocabulary
@@ -79,10 +78,6 @@ def test_llama_cpp_takes_the_sizes_as_computed(make_driver):
         assert backend._library.n_seq_max(backend._context) == 4
         n_ctx = backend._library.n_ctx(backend._context)
         assert params.native_n_ctx <= n_ctx < params.native_n_ctx + 256
-
-
-def test_threads_default_to_cores_of_this_process():
-    assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
 
 
 def test_progress_rises_to_one_and_its_exception_stops_the_load(models):
@@ -235,6 +230,23 @@ def test_log_joins_pieces_keeps_errors_and_never_raises(caplog):
     assert log.reason() == "no memory"
     log.clear()
     assert log.reason() == "no reason given"
+
+
+def test_a_warm_up_that_fails_is_no_server(make_driver):
+    backend = make_driver().backend
+    real = backend._library
+
+    class Failing:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def decode(self, *_):
+            return -3
+
+    backend._library = Failing()
+    with pytest.raises(ConfigError, match="code -3"):
+        backend.warm_up()
+    backend._library = real
 
 
 def test_warm_up_leaves_no_cells(make_driver):
