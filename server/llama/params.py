@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,8 @@ ROPE_SCALINGS: dict[str, int] = {"auto": -1, "none": 0, "linear": 1, "yarn": 2, 
 _UNQUANTIZED = frozenset({"f32", "f16", "bf16"})
 _MOST_SEQUENCES = 256
 """`LLAMA_MAX_SEQ`."""
+_MOST_LAYERS = 512
+"""`LLAMA_MAX_LAYERS`."""
 _PADDING = 256
 """llama.cpp rounds contexts up to a multiple of this."""
 
@@ -48,6 +51,13 @@ class LlamaParams:
     """Cells of the whole pool; None is slots × n_ctx. The split layout always has slots × n_ctx."""
     n_gpu_layers: int | Literal["auto", "all"] = "auto"
     """`auto`: none on a CPU build, else all."""
+    n_cpu_moe: int = 0
+    """Expert weights of the first so many layers stay in system memory (llama.cpp's
+    `--n-cpu-moe`); models without experts have none to keep."""
+    adapter: Path | None = None
+    """A LoRA adapter's GGUF, applied to the context."""
+    adapter_scale: float = 1.0
+    """Factor on the adapter's weights; 0 makes it do nothing."""
     main_gpu: int = 0
     mmap: bool = True
     mlock: bool = False
@@ -137,6 +147,14 @@ class LlamaParams:
         _require(
             layers in ("auto", "all") or (isinstance(layers, int) and layers >= 0),
             f"n_gpu_layers must be auto, all or a number of layers, not {layers!r}",
+        )
+        _require(
+            0 <= self.n_cpu_moe <= _MOST_LAYERS,
+            f"n_cpu_moe must be a number of layers, 0 to {_MOST_LAYERS}, not {self.n_cpu_moe}",
+        )
+        _require(
+            math.isfinite(self.adapter_scale),
+            f"adapter_scale must be a finite number, not {self.adapter_scale}",
         )
         _require(
             0 <= self.main_gpu < 64, f"main_gpu must be a device number from 0, not {self.main_gpu}"
