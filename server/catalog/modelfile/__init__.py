@@ -1,0 +1,8 @@
+"""Modelfiles: Ollama's description of a model, read as the description of an agent.
+
+Facts about the syntax: github.com/ollama/ollama, docs/modelfile.mdx and parser/parser.go.
+"""
+
+from server.catalog.modelfile.document import FOREVER, Modelfile
+
+__all__ = ["FOREVER", "Modelfile"]
