@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.settings import Settings
+from pydantic.fields import FieldInfo
+
+from server.settings import ServedModelSettings, Settings
 from server.settings.environment import variable_name
-from server.settings.fields import leaves
+from server.settings.fields import keys, leaves
 from server.settings.report import written
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
@@ -27,15 +29,37 @@ Durations are written `500ms`, `30s`, `5m`, `2h` (a plain number is seconds), si
 |---|---|---|---|
 """
 
+_MODELS = """
+## One of `models`
+
+| key | default | meaning |
+|---|---|---|
+"""
+
 
 def render() -> str:
     """The whole document."""
     rows = [
-        f"| `{'.'.join(path)}` | `{written(field, field.default)}` | `{variable_name(path)}` "
+        f"| `{'.'.join(path)}` | {_default(field)} | `{variable_name(path)}` "
         f"| {field.description} |\n"
         for path, field in leaves(Settings)
     ]
-    return _HEAD + "".join(rows)
+    return _HEAD + "".join(rows) + _MODELS + "".join(_entry_rows())
+
+
+def _entry_rows() -> list[str]:
+    return [
+        f"| `{name}` | {_default(field)} | {field.description} |\n"
+        for name, field in keys(ServedModelSettings).items()
+    ]
+
+
+def _default(field: FieldInfo) -> str:
+    return (
+        ""
+        if field.is_required()
+        else f"`{written(field, field.get_default(call_default_factory=True))}`"
+    )
 
 
 def main() -> None:

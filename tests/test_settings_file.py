@@ -7,6 +7,8 @@ import pytest
 from server.core.errors import ConfigError
 from server.settings import SettingsError, load
 
+AUTO = "must be auto or a whole number, 1 or more"
+
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -55,17 +57,18 @@ def messages(config: Path | None, **options) -> list[str]:
         ),
         (
             "zebra: 1\n",
-            "c.yaml:1: zebra: unknown key; allowed here: model, engine, gateway, server, logging",
+            "c.yaml:1: zebra: unknown key; allowed here: model, models, models_dir, modelfiles, memory, "
+            "hub, engine, gateway, server, logging",
         ),
         (
-            'engine:\n  slots: "8"\n',
-            'c.yaml:2: engine.slots: must be a whole number, not "8"',
+            'engine:\n  n_batch: "8"\n',
+            'c.yaml:2: engine.n_batch: must be a whole number, not "8"',
         ),
-        ("engine:\n  slots: 8.5\n", "c.yaml:2: engine.slots: must be a whole number, not 8.5"),
-        ("engine:\n  slots: true\n", "c.yaml:2: engine.slots: must be a whole number, not true"),
-        ("engine:\n  slots: [8]\n", "c.yaml:2: engine.slots: must be a whole number, not a list"),
-        ("engine:\n  slots:\n", "c.yaml:2: engine.slots: must be a whole number, not null"),
-        ("engine:\n  slots: 0\n", "c.yaml:2: engine.slots: must be at least 1; it is 0"),
+        ("engine:\n  slots: 8.5\n", f"c.yaml:2: engine.slots: {AUTO}; it is 8.5"),
+        ("engine:\n  slots: true\n", f"c.yaml:2: engine.slots: {AUTO}; it is true"),
+        ("engine:\n  slots: [8]\n", f"c.yaml:2: engine.slots: {AUTO}; it is a list"),
+        ("engine:\n  slots:\n", f"c.yaml:2: engine.slots: {AUTO}; it is null"),
+        ("engine:\n  slots: 0\n", f"c.yaml:2: engine.slots: {AUTO}; it is 0"),
         ("engine:\n  slots: 257\n", "c.yaml:2: engine.slots: must be at most 256; it is 257"),
         ("model:\n  mmap: yes\n", 'c.yaml:2: model.mmap: must be true or false, not "yes"'),
         ("model:\n  mmap: 1\n", "c.yaml:2: model.mmap: must be true or false, not 1"),
@@ -87,9 +90,20 @@ def messages(config: Path | None, **options) -> list[str]:
         ),
         (
             "engine:\n  kv_type: q8\n",
-            "c.yaml:2: engine.kv_type: must be one of f16, q8_0, q5_1, q5_0, q4_1, q4_0, f32, bf16,"
-            ' not "q8"; did you mean q8_0?',
+            "c.yaml:2: engine.kv_type: must be one of auto, f16, q8_0, q5_1, q5_0, q4_1, q4_0, f32, "
+            'bf16, not "q8"; did you mean q8_0?',
         ),
+        (
+            "models:\n  small:\n    form: a.gguf\n    from: b.gguf\n",
+            "c.yaml:3: models.small.form: unknown key; did you mean models.small.from?",
+        ),
+        ("models:\n  small:\n    slots: 2\n", "c.yaml:2: models.small.from: Field required"),
+        (
+            "models:\n  small:\n    from: a\n    slots: x\n",
+            f'c.yaml:4: models.small.slots: {AUTO}; it is "x"',
+        ),
+        ("models:\n  small: a.gguf\n", "c.yaml:2: models.small: must be a section with keys"),
+        ("models: [a]\n", "c.yaml:1: models: must be names with a section each, not a list"),
         (
             "gateway:\n  stream_hold: 5 minutes\n",
             "c.yaml:2: gateway.stream_hold: must be a duration such as 500ms, 30s, 5m or 2h (a "
@@ -193,3 +207,13 @@ def test_settings_cannot_be_changed() -> None:
 
     with pytest.raises(ValueError, match="frozen"):
         settings.engine.slots = 5  # type: ignore[misc]
+
+
+def test_further_models_are_read_by_name(write) -> None:
+    config = write(
+        "models:\n  volume:\n    from: qwen2:7b\n    keep_alive: 10m\n    n_ctx: auto\nhub:\n"
+    )
+    entry = load(config, environ={}).settings.models["volume"]
+    assert (entry.from_, entry.keep_alive, entry.n_ctx) == ("qwen2:7b", 600.0, "auto")
+    assert (entry.preload, entry.slots) == (False, None)
+    assert load(write("models:\n"), environ={}).settings.models == {}

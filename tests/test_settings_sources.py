@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.settings import Origin, Override, SettingsError, load
+from server.settings.report import effective_values
 
 
 def problems(environ=None, flags=(), config=None) -> list[str]:
@@ -68,7 +69,7 @@ def test_a_nested_section_has_one_more_part() -> None:
         (
             "ONEGPU_ENGINE__SLOTS",
             "many",
-            'ONEGPU_ENGINE__SLOTS: engine.slots: must be a whole number, not "many"',
+            'ONEGPU_ENGINE__SLOTS: engine.slots: must be auto or a whole number, 1 or more; it is "many"',
         ),
         (
             "ONEGPU_ENGINE__SLOTS",
@@ -78,7 +79,7 @@ def test_a_nested_section_has_one_more_part() -> None:
         (
             "ONEGPU_ENGINE__SLOTS",
             "null",
-            "ONEGPU_ENGINE__SLOTS: engine.slots: must be a whole number, not null",
+            "ONEGPU_ENGINE__SLOTS: engine.slots: must be auto or a whole number, 1 or more; it is null",
         ),
         (
             "ONEGPU_MODEL__MMAP",
@@ -166,3 +167,29 @@ def test_the_process_environment_is_the_default_source(monkeypatch) -> None:
     monkeypatch.setenv("ONEGPU_SERVER__PORT", "4711")
 
     assert load().settings.server.port == 4711
+
+
+def test_what_the_hub_says_counts_where_nothing_else_does(tmp_path) -> None:
+    environ = {"HF_TOKEN": "secret", "HF_ENDPOINT": "http://mirror", "HF_HUB_OFFLINE": "1"}
+    environ |= {"HF_HOME": "/var/hf", "OLLAMA_MODELS": "/var/ollama"}
+    hub = load(environ=environ).settings.hub
+    assert (hub.token, hub.endpoint, hub.offline) == ("secret", "http://mirror", True)
+    assert (hub.cache, hub.ollama) == (Path("/var/hf/hub"), Path("/var/ollama"))
+    config = tmp_path / "c.yaml"
+    config.write_text("hub: {token: mine, cache: cached}\n", encoding="utf-8")
+    loaded = load(config, environ=environ | {"ONEGPU_HUB__ENDPOINT": "http://other"})
+    hub = loaded.settings.hub
+    assert (hub.token, hub.endpoint, hub.cache) == ("mine", "http://other", Path("cached"))
+    assert str(loaded.origin(("hub", "offline"))) == "HF_HUB_OFFLINE"
+    rows = {row.name: row.value for row in effective_values(loaded)}
+    assert rows["hub.token"] == "(set)"
+
+
+def test_a_variable_reaches_into_a_further_model(tmp_path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("models: {small: {from: a.gguf}}\n", encoding="utf-8")
+    loaded = load(config, environ={"ONEGPU_MODELS__SMALL__SLOTS": "2"})
+    assert loaded.settings.models["small"].slots == 2
+    assert problems({"ONEGPU_MODELS": "x"}) == [
+        "ONEGPU_MODELS: maps names to sections; write it in the file"
+    ]

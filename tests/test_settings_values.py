@@ -171,6 +171,8 @@ def test_settings_that_do_not_go_together(values, expected) -> None:
         {"kv_type": "q8_0", "n_ubatch": "1", "deterministic": "true"},
         {"n_ubatch": "20"},
         {"slots": "256"},
+        {"slots": "auto", "n_ctx": "auto", "kv_cells": "auto", "kv_type": "auto"},
+        {"n_ctx": "auto", "kv_cells": "5"},
     ],
 )
 def test_settings_that_just_go_together(values) -> None:
@@ -196,3 +198,9 @@ def test_hyper_threads_count_once_and_a_quota_caps(tmp_path, monkeypatch) -> Non
     quota.write_text("max 100000\n", encoding="ascii")
     assert physical_cores(tmp_path) == 3
     assert physical_cores(tmp_path / "nothing") == 4
+
+
+def test_cells_follow_only_from_numbers() -> None:
+    assert EngineSettings(slots="auto").effective_kv_cells == "auto"
+    assert EngineSettings(slots="auto", kv_cells=9000).effective_kv_cells == 9000
+    assert EngineSettings(deterministic=True, slots="auto").effective_kv_type == "q8_0"

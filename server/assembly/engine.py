@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from server.assembly.sizing import Sizes
 from server.catalog.gguf import check
 from server.core.clock import Clock
 from server.core.errors import ConfigError, OnegpuError
@@ -15,16 +16,19 @@ from server.llama.params import LlamaParams
 from server.settings import Settings
 
 
-def llama_params(settings: Settings) -> LlamaParams:
+def llama_params(settings: Settings, sizes: Sizes) -> LlamaParams:
     """Map the settings to one model and one context. Raises `ConfigError`."""
     model, engine = settings.model, settings.engine
     rope = model.rope_scaling
     return LlamaParams(
         path=model.path,
-        slots=engine.slots,
-        n_ctx=engine.n_ctx,
-        kv_cells=engine.kv_cells,
-        n_gpu_layers=model.n_gpu_layers,
+        slots=sizes.slots,
+        n_ctx=sizes.n_ctx,
+        kv_cells=sizes.kv_cells,
+        n_gpu_layers=sizes.n_gpu_layers,
+        n_cpu_moe=sizes.n_cpu_moe,
+        adapter=model.adapter,
+        adapter_scale=model.adapter_scale,
         main_gpu=model.main_gpu,
         mmap=model.mmap,
         mlock=model.mlock,
@@ -37,7 +41,7 @@ def llama_params(settings: Settings) -> LlamaParams:
         yarn_beta_fast=rope.beta_fast,
         yarn_beta_slow=rope.beta_slow,
         flash_attention=engine.flash_attention,
-        kv_type=engine.effective_kv_type,
+        kv_type=sizes.kv_type,
         layout=engine.kv_layout,
         n_batch=engine.n_batch,
         n_ubatch=engine.effective_n_ubatch,
@@ -47,17 +51,17 @@ def llama_params(settings: Settings) -> LlamaParams:
     )
 
 
-def scheduler_limits(settings: Settings) -> SchedulerLimits:
+def scheduler_limits(settings: Settings, sizes: Sizes) -> SchedulerLimits:
     """Sizes for admission and planning. A step never exceeds one ubatch, except row by row."""
     engine = settings.engine
-    params = llama_params(settings)
+    params = llama_params(settings, sizes)
     rows = params.n_batch if engine.deterministic else engine.effective_n_ubatch
     rows = min(rows, params.effective_n_batch)
     try:
         return SchedulerLimits(
-            slots=engine.slots,
-            n_ctx=engine.n_ctx,
-            kv_cells=engine.effective_kv_cells,
+            slots=sizes.slots,
+            n_ctx=sizes.n_ctx,
+            kv_cells=sizes.kv_cells,
             max_rows=rows,
             prefill_rows=min(engine.effective_max_prefill_rows, rows),
             prefill_rows_decoding=min(engine.effective_max_prefill_rows_decoding, rows),
@@ -66,10 +70,12 @@ def scheduler_limits(settings: Settings) -> SchedulerLimits:
         raise ConfigError(f"engine: {error}") from error
 
 
-def build_engine(settings: Settings, prompter: Prompter, clock: Clock) -> InProcessEngine:
+def build_engine(
+    settings: Settings, sizes: Sizes, prompter: Prompter, clock: Clock
+) -> InProcessEngine:
     """Make an engine that loads the model when it is started. Raises `ConfigError`."""
-    params = llama_params(settings)
-    return InProcessEngine(_loader(params, prompter), scheduler_limits(settings), clock)
+    params = llama_params(settings, sizes)
+    return InProcessEngine(_loader(params, prompter), scheduler_limits(settings, sizes), clock)
 
 
 def _loader(params: LlamaParams, prompter: Prompter) -> BackendLoader:

@@ -11,6 +11,7 @@ from server.api.app import create_app
 from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
 from server.assembly.engine import build_engine
+from server.assembly.sizing import Sizes, unplanned
 from server.core.clock import Clock
 from server.core.errors import ConfigError
 from server.engine.inprocess import InProcessEngine
@@ -36,13 +37,14 @@ class Parts:
 def build(settings: Settings, clock: Clock) -> Parts:
     """Make all parts; nothing runs yet. Raises `ConfigError`."""
     prompter = Prompter(template=_chat_template(settings))
-    engine = build_engine(settings, prompter, clock)
+    sizes = unplanned(settings.model, settings.engine)
+    engine = build_engine(settings, sizes, prompter, clock)
     admission = AdmissionController(
-        AdmissionLimits(slots=settings.engine.slots, max_queue=settings.gateway.max_queue), clock
+        AdmissionLimits(slots=sizes.slots, max_queue=settings.gateway.max_queue), clock
     )
     metrics = Metrics(engine, admission)
     service = GenerationService(
-        engine, prompter, admission, service_limits(settings), clock, telemetry=metrics
+        engine, prompter, admission, service_limits(settings, sizes), clock, telemetry=metrics
     )
     app = create_app(
         ApiParts(
@@ -75,12 +77,12 @@ def _chat_template(settings: Settings) -> str | None:
         raise ConfigError(f"model.chat_template: cannot read {path}: {error}") from error
 
 
-def service_limits(settings: Settings) -> ServiceLimits:
+def service_limits(settings: Settings, sizes: Sizes) -> ServiceLimits:
     """What the service grants."""
     return ServiceLimits(
         names=(settings.model.name or settings.model.path.stem,),
-        slots=settings.engine.slots,
-        n_ctx=settings.engine.n_ctx,
+        slots=sizes.slots,
+        n_ctx=sizes.n_ctx,
         default_max_tokens=settings.engine.default_max_tokens,
         connect_timeout=settings.gateway.timeout.connect,
         read_timeout=settings.gateway.timeout.read,

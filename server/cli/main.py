@@ -5,15 +5,30 @@ Exit status: 0 done, 1 failed while running, 2 wrong usage or configuration, 130
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
 from server import __version__
-from server.cli import check_config, serve, version
 from server.cli.parsing import USAGE, Parser
 from server.core.errors import ConfigError, OnegpuError
 
 FAILURE, INTERRUPTED = 1, 130
+COMMANDS = (
+    "serve",
+    "run",
+    "plan",
+    "pull",
+    "list",
+    "show",
+    "rm",
+    "ps",
+    "stop",
+    "check_config",
+    "version",
+)
+"""Modules of `server.cli` with a subcommand each, in the order of the help."""
 
 _DESCRIPTION = """\
 One process that hosts a GGUF model and serves it OpenAI-compatible from a fixed pool of slots."""
@@ -56,6 +71,8 @@ def build_parser() -> Parser:
         "--version", action="version", help="print the version", version=f"onegpu {__version__}"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    for module in (serve, check_config, version):
-        module.add_parser(commands)
+    for name in COMMANDS:
+        module = f"{__package__}.{name}"
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module).add_parser(commands)
     return parser

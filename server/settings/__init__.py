@@ -4,6 +4,7 @@ Only this package reads the environment. `server.cli` loads, `server.assembly` h
 no lower layer imports it.
 """
 
+from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.loading import Loaded, Override, load
 from server.settings.problems import Origin, Problem, SettingsError
 from server.settings.schema import (
@@ -20,13 +21,16 @@ from server.settings.schema import (
 __all__ = [
     "EngineSettings",
     "GatewaySettings",
+    "HubSettings",
     "Loaded",
     "LoggingSettings",
+    "MemorySettings",
     "ModelSettings",
     "Origin",
     "Override",
     "Problem",
     "RopeSettings",
+    "ServedModelSettings",
     "ServerSettings",
     "Settings",
     "SettingsError",

@@ -8,12 +8,21 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
 
-from server.settings.fields import find, leaves, nearest, section_type
+from server.settings.fields import entry_type, find, leaves, nearest, section_type
 from server.settings.problems import KeyPath, Problem
 
 PREFIX = "ONEGPU_"
 SEPARATOR = "__"
 CONFIG_VARIABLE = "ONEGPU_CONFIG"
+_FOREIGN = {
+    "HF_TOKEN": "token",
+    "HF_ENDPOINT": "endpoint",
+    "HF_HUB_CACHE": "cache",
+    "HF_HOME": "cache",
+    "OLLAMA_MODELS": "ollama",
+    "HF_HUB_OFFLINE": "offline",
+}
+"""What others' tools call the keys of `hub`."""
 # Kubernetes gives every pod such variables for a service that is named `onegpu`.
 _SERVICE_LINK = re.compile(
     r"ONEGPU_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
@@ -23,6 +32,20 @@ _SERVICE_LINK = re.compile(
 def read_environment() -> Mapping[str, str]:
     """The process's environment: the one place where it is read."""
     return dict(os.environ)
+
+
+def hub_fallbacks(environ: Mapping[str, str]) -> Iterator[tuple[KeyPath, str, object]]:
+    """Path, variable and value of what the hub's own client and Ollama read from `environ`."""
+    texts = {name: environ.get(name, "").strip() for name in _FOREIGN}
+    for name, key in _FOREIGN.items():
+        if name == "HF_HUB_OFFLINE":
+            if texts[name].lower() in ("1", "true", "yes", "on"):
+                yield ("hub", key), name, True
+        elif name == "HF_HOME":
+            if texts[name] and not texts["HF_HUB_CACHE"]:
+                yield ("hub", key), name, f"{texts[name]}/hub"
+        elif texts[name]:
+            yield ("hub", key), name, texts[name]
 
 
 def variable_name(path: KeyPath) -> str:
@@ -41,12 +64,12 @@ def overrides(
         field = find(model, path)
         if field is None or variable_name(path) != name:
             problems.append(Problem(name, (), "unknown variable" + _advice(model, name, path)))
-        elif section_type(field) is not None:
-            keys = [
-                variable_name((*path, leaf[-1])) for leaf, _ in leaves(model) if leaf[:-1] == path
-            ]
+        elif (inner := section_type(field)) is not None:
+            keys = [variable_name((*path, leaf[0])) for leaf, _ in leaves(inner) if len(leaf) == 1]
             message = f"names a section; set its keys one by one: {', '.join(keys)}"
             problems.append(Problem(name, (), message))
+        elif entry_type(field) is not None:
+            problems.append(Problem(name, (), "maps names to sections; write it in the file"))
         else:
             yield path, name, environ[name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,6 +20,19 @@ def section_type(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
+def entry_type(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of each entry when `field` maps names to sections, else None."""
+    if get_origin(field.annotation) is not dict:
+        return None
+    _, entry = get_args(field.annotation)
+    return entry if isinstance(entry, type) and issubclass(entry, BaseModel) else None
+
+
+def keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Fields by the names that people write."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def leaves(model: type[BaseModel], above: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
     """Every setting that is not a section, in the order of declaration."""
     for name, field in model.model_fields.items():
@@ -31,9 +45,12 @@ def leaves(model: type[BaseModel], above: KeyPath = ()) -> Iterator[tuple[KeyPat
 
 def find(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
     """The setting or section at `path`."""
-    field = model.model_fields.get(path[0]) if path else None
+    field = keys(model).get(path[0]) if path else None
     if field is None or len(path) == 1:
         return field
+    if (entry := entry_type(field)) is not None:
+        named = FieldInfo(annotation=entry)
+        return named if len(path) == 2 else find(entry, path[2:])
     inner = section_type(field)
     return find(inner, path[1:]) if inner is not None else None
 
@@ -41,7 +58,7 @@ def find(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
 def unknown_key(model: type[BaseModel], path: KeyPath) -> str:
     """What to say about `path`, which is no setting: the nearest name, or all that are allowed."""
     section = model if len(path) == 1 else _section(model, path[:-1])
-    siblings = list(section.model_fields) if section is not None else []
+    siblings = list(keys(section)) if section is not None else []
     return "unknown key" + _advice(model, path, siblings)
 
 

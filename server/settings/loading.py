@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from server.settings import environment
-from server.settings.fields import find, section_type, unknown_key
+from server.settings.fields import entry_type, find, section_type, unknown_key
 from server.settings.messages import describe
 from server.settings.problems import KeyPath, Origin, Problem, SettingsError
 from server.settings.relations import Conflict, Conflicts
@@ -80,6 +80,8 @@ class _Merge:
             self._override(path, text, Origin("environment", name))
         for flag in flags:
             self._override(flag.path, flag.text, Origin("flag", flag.flag))
+        for path, name, value in environment.hub_fallbacks(environ):
+            self._fall_back(path, value, Origin("environment", name))
         try:
             settings = Settings.model_validate(self._values)
         except ValidationError as error:
@@ -108,16 +110,29 @@ class _Merge:
                     for details in error.errors(include_url=False)
                 )
                 return
+        section = self._section(path)
+        if section is not None:
+            section[path[-1]] = value
+            self._origins[path] = origin
+
+    def _fall_back(self, path: KeyPath, value: object, origin: Origin) -> None:
+        """Set `path` unless somebody has, null not counted."""
+        section = self._section(path)
+        if section is not None and not section.get(path[-1]):
+            section[path[-1]] = value
+            self._origins[path] = origin
+
+    def _section(self, path: KeyPath) -> dict[str, Any] | None:
+        """The mapping that holds `path`, made if need be; None where the file has no section."""
         section = self._values
         for key in path[:-1]:
             inner = section.get(key)
             if inner is None:
                 inner = section[key] = {}
             if not isinstance(inner, dict):
-                return  # the file has no section there, and validation is going to say so
+                return None  # validation is going to say so
             section = inner
-        section[path[-1]] = value
-        self._origins[path] = origin
+        return section
 
     def _explain(self, details: ErrorDetails) -> Iterator[Problem]:
         path = tuple(str(part) for part in details["loc"])
@@ -154,9 +169,10 @@ def _drop_empty_sections(model: type[BaseModel], values: dict[str, Any]) -> None
     """Read `engine:` with nothing but comments below, which is null in YAML, as no section."""
     for name, field in model.model_fields.items():
         inner = section_type(field)
-        if inner is None or name not in values:
+        mapping = entry_type(field) is not None
+        if name not in values or (inner is None and not mapping):
             continue
         if values[name] is None:
             del values[name]
-        elif isinstance(values[name], dict):
+        elif inner is not None and isinstance(values[name], dict):
             _drop_empty_sections(inner, values[name])

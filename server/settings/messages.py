@@ -19,6 +19,7 @@ _TYPES = {
     "string_type": "text",
     "model_type": "a section with keys of its own",
     "model_attributes_type": "a section with keys of its own",
+    "dict_type": "names with a section each",
 }
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),

@@ -11,6 +11,8 @@ from server.engine.prefix_index import MIN_PREFILL_ROWS
 if TYPE_CHECKING:
     from server.settings.schema import EngineSettings
 
+_UNQUANTIZED = ("auto", "f16", "f32", "bf16")
+
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
@@ -30,25 +32,35 @@ class Conflicts(ValueError):
 
 def engine_conflicts(engine: EngineSettings) -> list[Conflict]:
     """Everything in the engine section that does not go together."""
-    return [*_cache_conflicts(engine), *_batch_conflicts(engine), *_forced(engine)]
+    return [
+        *_cache_conflicts(engine),
+        *_attention_conflicts(engine),
+        *_batch_conflicts(engine),
+        *_forced(engine),
+    ]
 
 
 def _cache_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
-    cells, whole = engine.effective_kv_cells, engine.slots * engine.n_ctx
-    if cells < engine.n_ctx:
+    slots, n_ctx, cells = engine.slots, engine.n_ctx, engine.effective_kv_cells
+    if slots == "auto" or n_ctx == "auto" or cells == "auto":
+        return  # the planner keeps to the same rules
+    whole = slots * n_ctx
+    if cells < n_ctx:
         yield Conflict(
             ("kv_cells", "n_ctx"),
-            f"must be at least n_ctx ({engine.n_ctx}), or no request could use its whole context; "
+            f"must be at least n_ctx ({n_ctx}), or no request could use its whole context; "
             f"it is {cells}",
         )
     elif (engine.kv_layout == "split" or engine.deterministic) and cells != whole:
         why = "deterministic" if engine.deterministic else "kv_layout split"
         yield Conflict(
             ("kv_cells", "kv_layout", "slots", "n_ctx"),
-            f"must equal slots × n_ctx ({engine.slots} × {engine.n_ctx} = {whole}) with {why}; "
-            f"it is {cells}",
+            f"must equal slots × n_ctx ({slots} × {n_ctx} = {whole}) with {why}; it is {cells}",
         )
-    if engine.flash_attention == "off" and engine.effective_kv_type not in ("f16", "f32", "bf16"):
+
+
+def _attention_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
+    if engine.flash_attention == "off" and engine.effective_kv_type not in _UNQUANTIZED:
         yield Conflict(
             ("flash_attention", "kv_type", "deterministic"),
             f"must be auto or on with the quantized kv_type {engine.effective_kv_type}",
@@ -56,7 +68,7 @@ def _cache_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
 
 
 def _batch_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
-    least = engine.slots + MIN_PREFILL_ROWS
+    least = (1 if engine.slots == "auto" else engine.slots) + MIN_PREFILL_ROWS
     # One graph holds all rows of a step; deterministic graphs have one, so the call is the limit.
     limit_name = "n_batch" if engine.deterministic else "n_ubatch"
     limit = engine.n_batch if engine.deterministic else engine.effective_n_ubatch

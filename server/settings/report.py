@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +34,17 @@ def written(field: FieldInfo, value: Any) -> str:
     kinds = {mark.name for mark in field.metadata if isinstance(mark, Kind)}
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if "duration" in kinds:
-        return format_duration(value)
-    if "size" in kinds:
-        return format_size(value)
-    return str(value)
+    forms: dict[str, Callable[[Any], str]] = {
+        "secret": lambda _: "(set)",
+        "duration": format_duration,
+        "size": format_size,
+    }
+    for kind, form in forms.items():
+        if kind in kinds:
+            return form(value)
+    if isinstance(value, dict):
+        return ", ".join(value) or "{}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _row(loaded: Loaded, path: KeyPath, field: FieldInfo) -> Row:

@@ -9,43 +9,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from server.engine.prefix_index import MIN_PREFILL_ROWS
+from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.machine import physical_cores
-from server.settings.quantities import Duration, FilePath, Size
+from server.settings.quantities import Duration, FilePath, Kind, Size
 from server.settings.relations import Conflicts, engine_conflicts
-
-KvType = Literal["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f32", "bf16"]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-def _gpu_layers(value: object) -> object:
-    if value in ("auto", "all"):
-        return value
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("must be auto, all or a number of layers, 0 or more")
-    return value
-
-
-def _number(value: object) -> object:
-    """Let a whole number stand for a float, which strict mode refuses."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-GpuLayers = Annotated[int | Literal["auto", "all"], BeforeValidator(_gpu_layers)]
-Factor = Annotated[PositiveFloat, BeforeValidator(_number)]
-
-
-class Section(BaseModel):
-    """What all sections share: no unknown keys, no coercion, no later change."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
-    )
+from server.settings.values import (
+    AutoKvType,
+    Cells,
+    ContextLength,
+    CpuExperts,
+    Factor,
+    GpuLayers,
+    KvType,
+    ModelName,
+    PositiveInt,
+    Section,
+    Slots,
+    whole_as_float,
+)
 
 
 class RopeSettings(Section):
@@ -68,18 +52,33 @@ class RopeSettings(Section):
 class ModelSettings(Section):
     """Which weights to load, and where they live."""
 
-    path: FilePath = Field(Path("models/demo.gguf"), description="the GGUF file to serve")
+    path: FilePath = Field(
+        Path("models/demo.gguf"),
+        description="a GGUF file, a catalogue name, hf:owner/repo[:quant], or a Modelfile",
+    )
     name: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="the id that clients ask for; null takes the file's name without .gguf"
     )
+    keep_alive: Annotated[Duration | None, Kind("duration")] = Field(
+        None, description="idle time after which the model is unloaded; null: never"
+    )
     n_gpu_layers: GpuLayers = Field(
-        "auto", description="layers on the GPU: a number, all, or auto: all, none on a CPU build"
+        "auto", description="layers on the GPU: a number, all, or auto: as many as fit"
+    )
+    n_cpu_moe: CpuExperts = Field(
+        0, description="layers whose experts stay in system memory, or auto; mixture models only"
     )
     main_gpu: Annotated[int, Field(ge=0)] = Field(0, description="index of the GPU to use")
     mmap: bool = Field(default=True, description="map the file instead of reading it into memory")
     mlock: bool = Field(default=False, description="lock the weights into RAM; never swap them out")
     chat_template: FilePath | None = Field(
         None, description="a Jinja file to use instead of the GGUF's own chat template"
+    )
+    adapter: FilePath | None = Field(
+        None, description="a LoRA adapter's GGUF, made for this very model"
+    )
+    adapter_scale: Annotated[float, BeforeValidator(whole_as_float)] = Field(
+        1.0, description="factor on the adapter's weights; 1 is as it was trained"
     )
     rope_scaling: RopeSettings = Field(
         default_factory=RopeSettings, description="context extension; all null keeps the GGUF's"
@@ -89,17 +88,17 @@ class ModelSettings(Section):
 class EngineSettings(Section):
     """The slot pool, the KV cache and the batches."""
 
-    slots: Annotated[int, Field(ge=1, le=256)] = Field(
-        4, description="requests that run at once; the others wait in line"
+    slots: Slots = Field(
+        4, description="requests that run at once, or auto; the others wait in line"
     )
-    n_ctx: Annotated[int, Field(ge=16)] = Field(
-        4096, description="most tokens, prompt and output together, that one request may use"
+    n_ctx: ContextLength = Field(
+        4096, description="most tokens, prompt + output, that one request may use; or auto"
     )
-    kv_cells: PositiveInt | None = Field(
-        None, description="size of the KV cache in tokens, shared by the slots; null: slots × n_ctx"
+    kv_cells: Cells | None = Field(
+        None, description="size of the KV cache in tokens, or auto; null: slots × n_ctx"
     )
-    kv_type: KvType = Field(
-        "f16", description="KV cache precision; q8_0 takes 53 % of f16's memory"
+    kv_type: AutoKvType = Field(
+        "f16", description="KV cache precision, or auto; q8_0 takes 53 % of f16's memory"
     )
     kv_layout: Literal["auto", "unified", "split"] = Field(
         "auto", description="one KV buffer for all slots (unified) or one each (split)"
@@ -145,12 +144,15 @@ class EngineSettings(Section):
         return self
 
     @property
-    def effective_kv_cells(self) -> int:
-        """Cells of the pool."""
-        return self.kv_cells if self.kv_cells is not None else self.slots * self.n_ctx
+    def effective_kv_cells(self) -> int | Literal["auto"]:
+        """Cells of the pool; `auto` where they follow from what is."""
+        if self.kv_cells is not None:
+            return self.kv_cells
+        slots, n_ctx = self.slots, self.n_ctx
+        return "auto" if slots == "auto" or n_ctx == "auto" else slots * n_ctx
 
     @property
-    def effective_kv_type(self) -> KvType:
+    def effective_kv_type(self) -> KvType | Literal["auto"]:
         """KV precision; deterministic mode forces q8_0."""
         return "q8_0" if self.deterministic else self.kv_type
 
@@ -246,6 +248,19 @@ class Settings(Section):
     """The whole configuration."""
 
     model: ModelSettings = Field(default_factory=ModelSettings, description="the weights")
+    models: dict[ModelName, ServedModelSettings] = Field(
+        default_factory=dict, description="further models, by the name they are served under"
+    )
+    models_dir: FilePath = Field(
+        Path("models"), description="where downloaded weights are kept and looked for"
+    )
+    modelfiles: FilePath | None = Field(
+        None, description="a folder whose Modelfiles are all served, by their files' names"
+    )
+    memory: MemorySettings = Field(
+        default_factory=MemorySettings, description="what the models may use"
+    )
+    hub: HubSettings = Field(default_factory=HubSettings, description="downloads")
     engine: EngineSettings = Field(default_factory=EngineSettings, description="slots and KV cache")
     gateway: GatewaySettings = Field(default_factory=GatewaySettings, description="admission")
     server: ServerSettings = Field(default_factory=ServerSettings, description="HTTP")

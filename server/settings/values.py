@@ -1,0 +1,64 @@
+"""Types that several sections share: what a setting may be, with words for what it may not."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+KvType = Literal["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f32", "bf16"]
+AutoKvType = Literal["auto", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f32", "bf16"]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+ModelName = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no coercion, no later change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+def whole_as_float(value: object) -> object:
+    """Let a whole number stand for a float, which strict mode refuses."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class _Whole:
+    """Checks a whole number within bounds, or one of some words."""
+
+    def __init__(self, *words: str, least: int, most: int | None = None, unit: str = "") -> None:
+        self._words = words
+        self._least = least
+        self._most = most
+        self._form = f"must be {', '.join(words)} or a {unit or 'whole number'}, {least} or more"
+
+    def __call__(self, value: object) -> object:
+        """Return the word or number. Text is taken too: variables and flags are text."""
+        if value in self._words:
+            return value
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(self._form)  # noqa: TRY004 - pydantic makes messages of ValueErrors
+        if value < self._least:
+            raise ValueError(self._form)
+        if self._most is not None and value > self._most:
+            raise ValueError(f"must be at most {self._most}")
+        return value
+
+
+Auto = Literal["auto"]
+GpuLayers = Annotated[
+    int | Literal["auto", "all"],
+    BeforeValidator(_Whole("auto", "all", least=0, unit="number of layers")),
+]
+CpuExperts = Annotated[
+    int | Auto, BeforeValidator(_Whole("auto", least=0, unit="number of layers"))
+]
+Slots = Annotated[int | Auto, BeforeValidator(_Whole("auto", least=1, most=256))]
+ContextLength = Annotated[int | Auto, BeforeValidator(_Whole("auto", least=16))]
+Cells = Annotated[int | Auto, BeforeValidator(_Whole("auto", least=1))]
+Factor = Annotated[PositiveFloat, BeforeValidator(whole_as_float)]
