@@ -12,7 +12,7 @@ chain of distinct tokens, started by `start` (a ChatML prompt ends in a newline)
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -157,21 +157,31 @@ def follow(spec: ModelSpec, last: int, count: int) -> list[int]:
     return said
 
 
-def write_model(path: Path, spec: ModelSpec) -> Path:
-    """Write the GGUF of `spec` to `path` and return it."""
+def write_model(path: Path, spec: ModelSpec, changes: Mapping[str, Floats] | None = None) -> Path:
+    """Write the GGUF of `spec` to `path` and return it; `changes` are added to the weights they name."""
     vocab = vocabulary(spec)
     writer = gguf.GGUFWriter(path, spec.architecture)
     writer.add_name("onegpu test model")
     _add_shape(writer, spec)
     if spec.tokenizer:
-        _add_tokenizer(writer, spec, vocab)
-    for name, tensor in _tensors(spec, len(vocab.texts)):
-        writer.add_tensor(name, tensor)
+        add_tokenizer(writer, spec, vocab)
+    for name, tensor in tensors_of(spec):
+        writer.add_tensor(name, tensor if changes is None else tensor + changes.get(name, 0))
+    finish(writer)
+    return path
+
+
+def tensors_of(spec: ModelSpec) -> Sequence[tuple[str, Floats]]:
+    """Return the names and weights of `spec`, in file order."""
+    return _tensors(spec, len(vocabulary(spec).texts))
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write what was added, and close."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _add_shape(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
@@ -191,7 +201,8 @@ def _add_shape(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     writer.add_float32(f"{prefix}.rope.freq_base", 1e6)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, spec: ModelSpec, vocab: Vocabulary) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, spec: ModelSpec, vocab: Vocabulary) -> None:
+    """Add the vocabulary of `spec`, sound or not as it says."""
     texts = list(vocab.texts)
     if spec.duplicate_token:
         texts[1] = texts[0]

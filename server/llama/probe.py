@@ -1,6 +1,6 @@
 """Trying a GGUF in a child process, because a bad file can abort llama.cpp and the process with it.
 
-`python -m server.llama.probe PATH` prints one JSON line: `{"ok": true}`, or `{"error": "…"}`.
+`python -m server.llama.probe PATH [ADAPTER]` prints one JSON line: `{"ok": true}`, or `{"error": "…"}`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from server.core.errors import ModelFileError, OnegpuError
+from server.llama.adapter import check_adapter
 from server.llama.model import refuse_non_decoders
 from server.llama.native import Library, library
 from server.llama.vocab import LlamaVocab
@@ -20,12 +21,16 @@ _TIMEOUT = 120.0
 _SMALL = 256
 
 
-def probe(path: Path) -> None:
+def probe(path: Path, adapter: Path | None = None) -> None:
     """Raise `ModelFileError` with llama.cpp's own message unless the file loads as a decoder with a vocabulary.
 
     Weights are neither read nor allocated; the compute graph is planned, which is where wrong shapes abort.
+    A LoRA `adapter` is loaded onto it, after `check_adapter` has held the two headers together.
     """
-    command = [sys.executable, "-m", "server.llama.probe", str(path)]
+    files = [path] if adapter is None else [path, adapter]
+    if adapter is not None:
+        check_adapter(adapter, path)
+    command = [sys.executable, "-m", "server.llama.probe", *map(str, files)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False
@@ -35,7 +40,8 @@ def probe(path: Path) -> None:
         raise ModelFileError(message) from error
     reason = _verdict(done.stdout, done.stderr, done.returncode)
     if reason is not None:
-        message = f"{path} cannot be served: {reason.rstrip('.')}. Download it again, or choose another file."
+        what = " with the adapter ".join(map(str, files))
+        message = f"{what} cannot be served: {reason.rstrip('.')}. Download it again, or choose another file."
         raise ModelFileError(message)
 
 
@@ -66,8 +72,8 @@ def check_special_ids(bound: Library, vocab: int) -> None:
             raise ModelFileError(message)
 
 
-def _try(path: str) -> None:
-    """Load without weights, read the vocabulary, plan a small context."""
+def _try(path: str, adapter: str | None) -> None:
+    """Load without weights, read the vocabulary, plan a small context, load the adapter."""
     bound = library()
     params = bound.model_default_params()
     params.n_gpu_layers = 0
@@ -80,6 +86,8 @@ def _try(path: str) -> None:
     vocab = bound.model_get_vocab(model)
     check_special_ids(bound, vocab)
     LlamaVocab(bound, vocab)
+    if adapter is not None and not bound.adapter_lora_init(model, adapter.encode()):
+        raise ModelFileError(bound.log.reason())
     context = bound.context_default_params()
     context.n_ctx = context.n_batch = context.n_ubatch = _SMALL
     context.n_seq_max = context.n_outputs_max = 1
@@ -89,9 +97,9 @@ def _try(path: str) -> None:
 
 
 def main() -> None:
-    """Answer for the path in `sys.argv[1]`, on standard output."""
+    """Answer for the path in `sys.argv[1]` and the adapter after it, on standard output."""
     try:
-        _try(sys.argv[1])
+        _try(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
         answer: dict[str, object] = {"ok": True}
     except OnegpuError as error:
         answer = {"error": error.message}
