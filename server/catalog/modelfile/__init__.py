@@ -4,5 +4,20 @@ Facts about the syntax: github.com/ollama/ollama, docs/modelfile.mdx and parser/
 """
 
 from server.catalog.modelfile.document import FOREVER, Modelfile
+from server.catalog.modelfile.reading import (
+    find_modelfiles,
+    parse_modelfile,
+    read_modelfile,
+    resolve,
+    served_name,
+)
 
-__all__ = ["FOREVER", "Modelfile"]
+__all__ = [
+    "FOREVER",
+    "Modelfile",
+    "find_modelfiles",
+    "parse_modelfile",
+    "read_modelfile",
+    "resolve",
+    "served_name",
+]
