@@ -1,0 +1,153 @@
+"""One file from the hub to disk: continued where an earlier attempt stopped, hashed on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx2
+
+from server.catalog.download_progress import Progress
+from server.catalog.hub import Hub
+from server.catalog.hub_errors import CLIENT_ERRORS, Backoff, HubError
+from server.catalog.hub_files import HubFile
+
+_READ_BYTES = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Partial:
+    """A file on its way: `<name>.<start of its SHA-256>.part` beside where it will be.
+
+    The checksum in the name keeps bytes of two versions of a file apart.
+    """
+
+    def __init__(self, target: Path, file: HubFile) -> None:
+        """`file.sha256` must be known."""
+        self.target = target
+        self.file = file
+        self.path = target.with_name(f"{target.name}.{(file.sha256 or '')[:12]}.part")
+        self.resumed = False
+        """Whether bytes of an earlier run are part of it."""
+        self._have = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def there(self) -> int:
+        """Bytes on disk that can be used."""
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+        return size if size <= self.file.size else 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether it is whole and its checksum is the hub's."""
+        return self._have == self.file.size and self._digest.hexdigest() == self.file.sha256
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of what is there, hexadecimal."""
+        return self._digest.hexdigest()
+
+    def recover(self, progress: Progress) -> None:
+        """Hash what an earlier run left."""
+        self._restart()
+        if not self.there:
+            self.path.unlink(missing_ok=True)
+            return
+        self.resumed = True
+        with self.path.open("rb") as file:
+            while data := file.read(_READ_BYTES):
+                self._digest.update(data)
+                self._have += len(data)
+                progress.advance(len(data))
+
+    def fetch(
+        self, hub: Hub, repo: str, commit: str, *, progress: Progress, backoff: Backoff
+    ) -> None:
+        """Append what is missing, however often the connection is lost.
+
+        Raises `HubError` when the hub refuses, gives up, or the disk is full; what came is kept.
+        """
+        with self.path.open("ab", buffering=_READ_BYTES) as file:
+            while self._have < self.file.size:
+                try:
+                    self._receive(file, hub, repo, commit, progress, backoff)
+                except CLIENT_ERRORS as error:
+                    backoff.after(error)
+                except OSError as error:
+                    raise self._disk_error(error) from error
+            os.fsync(file.fileno())
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.path.unlink(missing_ok=True)
+        self._restart()
+        self.resumed = False
+
+    def _receive(
+        self,
+        file: BinaryIO,
+        hub: Hub,
+        repo: str,
+        commit: str,
+        progress: Progress,
+        backoff: Backoff,
+    ) -> None:
+        with hub.body(repo, commit, self.file.path, start=self._have) as body:
+            if body.total is not None and body.total != self.file.size:
+                raise HubError(
+                    f"{self.file.path} has {body.total:,} bytes where it is served, but the hub "
+                    f"lists {self.file.size:,}. Try again later, or another mirror."
+                )
+            if body.start != self._have:
+                progress.say("the server does not continue downloads; beginning again")
+                progress.advance(-self._have)
+                file.truncate(0)
+                self._restart()
+            try:
+                for chunk in body.chunks:
+                    self._append(file, chunk)
+                    progress.advance(len(chunk))
+                    backoff.progress()
+            finally:
+                # What was hashed must be on disk before anything else happens to the file.
+                file.flush()
+        if self._have < self.file.size:
+            raise httpx2.RemoteProtocolError("the server closed the connection early")
+
+    def _append(self, file: BinaryIO, chunk: bytes) -> None:
+        if self._have + len(chunk) > self.file.size:
+            raise HubError(
+                f"The server sends more than the {self.file.size:,} bytes of {self.file.path}."
+            )
+        file.write(chunk)
+        self._digest.update(chunk)
+        self._have += len(chunk)
+
+    def _restart(self) -> None:
+        self._digest = hashlib.sha256()
+        self._have = 0
+
+    def _disk_error(self, error: OSError) -> HubError:
+        if error.errno in _NO_ROOM:
+            return HubError(
+                f"The disk of {self.path.parent} is full: {self.file.size - self.there:,} bytes of "
+                f"{self.target.name} are missing. Free some space; the same command goes on."
+            )
+        return HubError(f"{self.path} cannot be written: {error.strerror or error}.")
+
+
+def sha256_of(path: Path, progress: Progress) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_READ_BYTES):
+            digest.update(data)
+            progress.advance(len(data))
+    return digest.hexdigest()

@@ -1,0 +1,150 @@
+"""Weights that other programs have on this machine: Ollama's blobs and the hub client's cache. Read, never changed.
+
+Ollama: `manifests/<registry>/<namespace>/<model>/<tag>` is a JSON document whose layer of type `…image.model` names a
+file `blobs/sha256-<digest>`; it is renamed so only once its digest is verified. Hub cache:
+`models--<owner>--<name>/snapshots/<commit>/<file>`, links to `blobs/<SHA-256>`; the client checks the size alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from server.catalog.gguf import read_header
+from server.catalog.hub_files import Candidate, HubFile, Listing, candidates, check_parts
+from server.core.errors import ModelFileError
+
+_MODEL_LAYER = "application/vnd.ollama.image.model"
+_REGISTRY = "registry.ollama.ai/library"
+_HUB_REGISTRIES = ("hf.co", "huggingface.co")
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A model in another program's store."""
+
+    name: str
+    """`qwen3:32b` for Ollama's library, else `hf:owner/repo:QUANT`."""
+    store: Literal["Ollama", "hub cache"]
+    quant: str | None
+    path: Path
+    """The file to open; the first part of a split one."""
+    files: tuple[Path, ...]
+    size: int
+    repo: str | None = None
+
+
+def ollama_models(folder: Path) -> Iterator[Foreign]:
+    """Yield what Ollama holds under `folder` (`~/.ollama/models`); nothing for a missing one."""
+    manifests = folder / "manifests"
+    for path in sorted(_files_below(manifests)):
+        parts = path.relative_to(manifests).parts
+        if len(parts) == 4:
+            found = _ollama_model(folder, path, "/".join(parts[:2]), parts[2], parts[3])
+            if found is not None:
+                yield found
+
+
+def hub_cache_models(folder: Path) -> Iterator[Foreign]:
+    """Yield the GGUFs in the hub client's cache (`~/.cache/huggingface/hub`), newest commit first."""
+    for repository in sorted(folder.glob("models--*--*")):
+        repo = "/".join(repository.name.split("--", 2)[1:])
+        seen: set[str] = set()
+        for snapshot in _snapshots(repository):
+            for found in _snapshot_models(snapshot, repo):
+                if found.name not in seen:
+                    seen.add(found.name)
+                    yield found
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is a GGUF as long as its own tensor table says."""
+    try:
+        header = read_header(path)
+    except ModelFileError:
+        return False
+    end = max((tensor.offset + tensor.n_bytes for tensor in header.tensors), default=0)
+    return header.data_offset + end <= header.file_size
+
+
+def _files_below(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.rglob("*") if path.is_file()]
+    except OSError:  # another user's store
+        return []
+
+
+def _ollama_model(folder: Path, path: Path, registry: str, model: str, tag: str) -> Foreign | None:
+    manifest = _json(path)
+    layers = manifest.get("layers") or []
+    layer = next((each for each in layers if each.get("mediaType") == _MODEL_LAYER), None)
+    if layer is None:
+        return None
+    blob = folder / "blobs" / str(layer.get("digest", "")).replace(":", "-")
+    try:
+        # Size as promised: Ollama itself may be writing the file just now.
+        if blob.stat().st_size != layer.get("size"):
+            return None
+        blob.open("rb").close()
+    except OSError:
+        return None
+    config = (
+        folder / "blobs" / str((manifest.get("config") or {}).get("digest", "")).replace(":", "-")
+    )
+    quant = str(_json(config).get("file_type") or "").upper() or None
+    size = blob.stat().st_size
+    if registry == _REGISTRY:
+        return Foreign(f"{model}:{tag}", "Ollama", quant, blob, (blob,), size)
+    host, _, owner = registry.partition("/")
+    repo = f"{owner}/{model}" if host in _HUB_REGISTRIES else None
+    name = f"hf:{repo}:{quant or tag}" if repo else f"{registry}/{model}:{tag}"
+    return Foreign(name, "Ollama", quant, blob, (blob,), size, repo)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a small document; empty when it cannot be read or is something else."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _snapshots(repository: Path) -> list[Path]:
+    """Return the commits of a cached repository: main's first, then the newest."""
+    try:
+        main = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        main = ""
+    found = [path for path in (repository / "snapshots").glob("*") if path.is_dir()]
+    return sorted(found, key=lambda path: (path.name != main, -path.stat().st_mtime))
+
+
+def _snapshot_models(snapshot: Path, repo: str) -> Iterator[Foreign]:
+    files = [
+        HubFile(str(path.relative_to(snapshot)), path.stat().st_size, None)
+        for path in sorted(snapshot.rglob("*.gguf"))
+        if path.is_file()
+    ]
+    if not files:
+        return
+    for candidate in _listed(Listing(repo, snapshot.name, tuple(files))):
+        paths = tuple(snapshot / file.path for file in candidate.files)
+        name = f"hf:{repo}:{candidate.quant}"
+        yield Foreign(name, "hub cache", candidate.quant, paths[0], paths, candidate.size, repo)
+
+
+def _listed(listing: Listing) -> Iterator[Candidate]:
+    try:
+        found = candidates(listing)
+    except ModelFileError:  # projectors alone
+        return
+    for candidate in found:
+        try:
+            check_parts(candidate)
+        except ModelFileError:
+            continue
+        yield candidate

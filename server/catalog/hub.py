@@ -1,0 +1,147 @@
+"""The model hub, through huggingface_hub: what a repository holds, and the bytes of a file from a place on.
+
+The client gets its endpoint, token and name explicitly. What it still reads by itself, at import: HF_HUB_OFFLINE
+(every request then fails, which is told as such), HF_DEBUG, and the proxy variables that its HTTP client honours. Xet
+is not used: its transfers have no order, so nothing of them could be continued. The plain way serves the same files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from huggingface_hub import HfApi, get_session, hf_hub_url
+
+# Documented, but not marked as exported for type checkers.
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+from server import __version__
+from server.catalog.hub_errors import CLIENT_ERRORS, HubError, told
+from server.catalog.hub_files import HubFile, Listing
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+_USER_AGENT = f"onegpu/{__version__}"
+_UNSAFE = re.compile(r"(^|/)\.\.?(/|$)|^/|\\|\0")
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """How to reach the hub."""
+
+    endpoint: str | None = None
+    """Address of the hub or of a mirror; None is huggingface.co."""
+    token: str | None = None
+    """For private and gated repositories; goes to the endpoint only, never to where it redirects."""
+    offline: bool = False
+    """Nothing is asked over the network."""
+    timeout: float = 60.0
+    """Seconds without a byte after which a connection counts as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The bytes of a file from `start` on."""
+
+    start: int
+    total: int | None
+    """Bytes of the whole file, None where the server does not say."""
+    chunks: Iterator[bytes]
+
+
+class Hub:
+    """Reads from the hub; makes no retries, keeps nothing.
+
+    Every method raises `HubError`, or an exception of the client's that `hub_errors.transient` knows.
+    """
+
+    def __init__(self, options: HubOptions) -> None:
+        """Raise `HubError` under `offline`."""
+        if options.offline:
+            raise HubError("The hub is not asked in offline mode (hub.offline, --offline).")
+        self.endpoint = (options.endpoint or DEFAULT_ENDPOINT).rstrip("/")
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise HubError(f"The hub's endpoint {self.endpoint} is not an http(s) address.")
+        self._timeout = options.timeout
+        # False, not None: None would take HF_TOKEN or the token that a login left behind.
+        self._token: str | bool = options.token or False
+        # An own user agent: the client's tells the versions of other packages.
+        self._headers = {"user-agent": _USER_AGENT, "accept-encoding": "identity"}
+        self._api = HfApi(endpoint=self.endpoint, token=self._token, headers=dict(self._headers))
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a token is sent."""
+        return bool(self._token)
+
+    def listing(self, repo: str, revision: str | None = None) -> Listing:
+        """Return the files of `repo` at the commit that `revision` names now."""
+        info = self._api.model_info(
+            repo, revision=revision, files_metadata=True, timeout=self._timeout
+        )
+        files = []
+        for entry in info.siblings or ():
+            # A name from the network must not lead out of the models folder.
+            if _UNSAFE.search(entry.rfilename):
+                raise HubError(f"{repo} has a file with an unsafe name: {entry.rfilename!r}.")
+            sha256 = entry.lfs.sha256 if entry.lfs else None
+            files.append(HubFile(entry.rfilename, entry.size or 0, sha256))
+        card = info.card_data
+        name = card.get("license") if card is not None else None
+        commit = info.sha or revision or "main"
+        return Listing(repo, commit, tuple(files), name if isinstance(name, str) else None)
+
+    @contextmanager
+    def body(
+        self, repo: str, commit: str, path: str, *, start: int = 0, end: int | None = None
+    ) -> Iterator[Body]:
+        """Open `path` from byte `start` up to `end` (not included; None: all).
+
+        A server that ignores ranges gives a body whose `start` is 0.
+        """
+        headers = dict(self._headers)
+        if self._token:
+            # The HTTP client drops it when it is redirected to another origin.
+            headers["authorization"] = f"Bearer {self._token}"
+        if start or end is not None:
+            headers["range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        url = hf_hub_url(repo, path, revision=commit, endpoint=self.endpoint)
+        session = get_session()
+        with session.stream("GET", url, headers=headers, timeout=self._timeout) as response:
+            hf_raise_for_status(response)
+            begin, total = _extent(response.status_code, response.headers.get("content-range"))
+            if total is None and response.status_code == 200:
+                length = response.headers.get("content-length")
+                total = int(length) if length else None
+            yield Body(begin, total, response.iter_bytes())
+
+    def read(
+        self, repo: str, path: str, *, start: int, end: int, commit: str | None = None
+    ) -> tuple[bytes, int | None]:
+        """Return bytes `start` to `end` (not included) of a file, and the file's size.
+
+        Raises `HubError`.
+        """
+        wanted = end - start
+        data = bytearray()
+        try:
+            with self.body(repo, commit or "main", path, start=start, end=end) as body:
+                skip = start - body.start
+                for chunk in body.chunks:
+                    data += chunk
+                    if len(data) >= skip + wanted:
+                        break
+                return bytes(data[skip : skip + wanted]), body.total
+        except CLIENT_ERRORS as error:
+            raise told(error, repo, self.endpoint, has_token=self.has_token) from error
+
+
+def _extent(status: int, content_range: str | None) -> tuple[int, int | None]:
+    """Return first byte and whole size of an answer."""
+    if status != 206:
+        return 0, None
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "")
+    if match is None:
+        raise HubError(f"The hub sent a part of a file without saying which: {content_range!r}.")
+    return int(match[1]), None if match[2] == "*" else int(match[2])
