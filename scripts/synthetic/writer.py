@@ -1,0 +1,120 @@
+"""The file: header, then one tensor after the other, never more than a piece of one in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import gguf
+import numpy as np
+
+from synthetic.blocks import chunks
+from synthetic.shapes import Shape
+from synthetic.tensors import BLOCK, BYTES, F32, Tensor, tensors
+from synthetic.vocabulary import add_tokenizer
+
+Progress = Callable[[int, int], None]
+_ALIGNMENT = 32
+_HEADER_BYTES = 8_000_000
+"""More than header and vocabulary take."""
+
+
+def write_shape(
+    shape: Shape,
+    name: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    header_only: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write `shape` to `out`, by way of `out`.partial: an interrupted run leaves no half of a file.
+
+    `header_only` leaves the weights as a hole of the right size. `progress` takes the bytes of weights
+    written and their sum. Raises `OSError`, before anything is written when the disk is too full.
+    """
+    todo = list(tensors(shape))
+    total = sum(tensor.n_bytes for tensor in todo)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    needed = _HEADER_BYTES + (0 if header_only else total)
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise OSError(
+            f"{out.parent} has {free / 1e9:.1f} GB left, and {out.name} takes {needed / 1e9:.1f} GB. "
+            "Make room, or write to another disk."
+        )
+    partial = out.with_name(out.name + ".partial")
+    _write_header(partial, shape, name, todo)
+    with partial.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        # GGUFWriter left the file at the end of the tensor table.
+        file.seek(_aligned(file.tell()))
+        if header_only:
+            file.truncate(file.tell() + sum(_aligned(tensor.n_bytes) for tensor in todo))
+        else:
+            _write_data(file, todo, np.random.default_rng(seed), progress)
+    partial.replace(out)
+
+
+def _write_data(
+    file: BinaryIO, todo: list[Tensor], random: np.random.Generator, progress: Progress | None
+) -> None:
+    done, total = 0, sum(tensor.n_bytes for tensor in todo)
+    for tensor in todo:
+        for piece in chunks(tensor, random):
+            file.write(piece.data)
+            done += piece.nbytes
+            if progress is not None:
+                progress(done, total)
+        file.truncate(_aligned(file.tell()))
+        file.seek(0, os.SEEK_END)
+
+
+def _write_header(path: Path, shape: Shape, name: str, todo: list[Tensor]) -> None:
+    writer = gguf.GGUFWriter(path, shape.architecture)
+    writer.add_name(f"{name} shape, random weights")
+    writer.add_file_type(int(gguf.LlamaFileType.MOSTLY_Q4_K_M))
+    writer.add_quantization_version(2)
+    writer.add_context_length(shape.context_length)
+    writer.add_embedding_length(shape.embedding)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_size)
+    writer.add_value_length(shape.head_size)
+    writer.add_layer_norm_rms_eps(shape.rms_epsilon)
+    writer.add_rope_freq_base(shape.rope_base)
+    if shape.architecture == "phi3":
+        writer.add_rope_dimension_count(shape.head_size)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.experts_used)
+        writer.add_expert_feed_forward_length(shape.expert_feed_forward)
+    add_tokenizer(writer, shape.n_vocab)
+    for tensor in todo:
+        _add_info(writer, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+
+
+def _add_info(writer: gguf.GGUFWriter, tensor: Tensor) -> None:
+    """Announce a tensor; quantized shapes are given in bytes per row, as the writer wants them."""
+    if tensor.kind == F32:
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes)
+        return
+    *rows, columns = tensor.shape
+    in_bytes = (*rows, columns // BLOCK * BYTES[tensor.kind])
+    kind = tensor.kind
+    writer.add_tensor_info(
+        tensor.name, in_bytes, np.dtype(np.uint8), tensor.n_bytes, raw_dtype=kind
+    )
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGNMENT) * _ALIGNMENT
