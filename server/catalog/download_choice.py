@@ -59,7 +59,8 @@ def by_size(memory: int, where: str) -> QuantChooser:
 
 def size_text(count: int) -> str:
     """Write bytes for people, in powers of ten as the hub does: 19.8 GB."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count} bytes"
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(count) >= factor:
+            scaled = count / factor
+            return f"{scaled:.0f} {unit}" if abs(scaled) >= 100 else f"{scaled:.3g} {unit}"
+    return f"{count} B"

@@ -18,7 +18,7 @@ def lock_path(first_file: Path) -> Path:
 def exclusive(path: Path, *, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file `path`, created when missing; a killed holder lets go by itself.
 
-    `waiting` is called once when another process holds it. Raises `BlockingIOError` from `waiting` to give up instead.
+    `waiting` is called once when another process holds it; it may raise to give up.
     """
     descriptor = _acquire(path, waiting)
     try:

@@ -63,7 +63,7 @@ class Selector:
             listing = self._listing(repo, self._ref.revision)
             chosen = self._chooser(candidates(listing))
             if chosen.fits:
-                self._progress.say(f"chose {chosen.reason}")
+                self._progress.say(chosen.reason)
                 return listing, chosen.candidate
             refused = refused or chosen
         if refused is None:

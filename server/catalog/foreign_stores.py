@@ -37,6 +37,16 @@ class Foreign:
     repo: str | None = None
 
 
+def usual_ollama_folders() -> tuple[Path, ...]:
+    """Return where Ollama keeps models when nobody says otherwise: a user's, and the service's."""
+    return (Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models"))
+
+
+def usual_hub_cache() -> Path:
+    """Return where the hub's client keeps its cache when nobody says otherwise."""
+    return Path.home() / ".cache" / "huggingface" / "hub"
+
+
 def ollama_models(folder: Path) -> Iterator[Foreign]:
     """Yield what Ollama holds under `folder` (`~/.ollama/models`); nothing for a missing one."""
     manifests = folder / "manifests"

@@ -13,8 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.catalog.catalogue import Catalogue
+from server.catalog.catalogue_models import builtin_catalogue
 from server.catalog.download_lock import exclusive, lock_path
-from server.catalog.foreign_stores import Foreign, hub_cache_models, is_whole, ollama_models
+from server.catalog.foreign_stores import (
+    Foreign,
+    hub_cache_models,
+    is_whole,
+    ollama_models,
+    usual_hub_cache,
+    usual_ollama_folders,
+)
 from server.catalog.hub_files import parts_of, quant_of, split_siblings
 from server.catalog.library_manifest import SUFFIX, Manifest, manifest_path, read_manifest
 from server.catalog.references import ModelRef
@@ -207,6 +215,18 @@ class Library:
             except OSError:
                 return
             folder = folder.parent
+
+
+def open_library(
+    models_dir: Path, *, ollama: Path | None = None, hub_cache: Path | None = None
+) -> Library:
+    """Return the library with the built-in catalogue; None are the other programs' usual places."""
+    return Library(
+        models_dir,
+        builtin_catalogue(),
+        ollama=usual_ollama_folders() if ollama is None else (ollama,),
+        hub_cache=hub_cache or usual_hub_cache(),
+    )
 
 
 def _pulled_entry(folder: Path, manifest: Manifest) -> Entry:
