@@ -1,0 +1,34 @@
+"""What a model takes before it is loaded: weights, KV cache, compute buffers, and what fits.
+
+Pure arithmetic on GGUF headers. The rules are those of the llama.cpp that the pinned
+llama-cpp-python vendors; `tests/llama/test_plan_against_reality.py` compares them with what it
+allocates.
+"""
+
+from server.catalog.plan.choosing import Choice, choose
+from server.catalog.plan.context import RopeWish, check_context
+from server.catalog.plan.measured import Allocated, Difference, compare, describe
+from server.catalog.plan.planning import Memory, Plan, Wishes, plan
+from server.catalog.plan.shape import ModelShape, read_shape
+from server.catalog.plan.table import render, verdict
+from server.catalog.plan.weights import repacked_types
+
+__all__ = [
+    "Allocated",
+    "Choice",
+    "Difference",
+    "Memory",
+    "ModelShape",
+    "Plan",
+    "RopeWish",
+    "Wishes",
+    "check_context",
+    "choose",
+    "compare",
+    "describe",
+    "plan",
+    "read_shape",
+    "render",
+    "repacked_types",
+    "verdict",
+]

@@ -1,0 +1,318 @@
+"""`plan`: what one configuration of one model takes, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from server.catalog.plan.allocator import padded
+from server.catalog.plan.compute import ComputeBytes, compute_bytes
+from server.catalog.plan.kv import KV_BLOCKS, KvBytes, allocated_cells, kv_bytes
+from server.catalog.plan.shape import ModelShape
+from server.catalog.plan.transformer import Run
+from server.catalog.plan.weights import (
+    ALL_REPACKED,
+    Placement,
+    WeightBytes,
+    first_gpu_layer,
+    weight_bytes,
+)
+from server.core.errors import ConfigError
+
+Auto = Literal["auto"]
+
+MIB = 1 << 20
+CUDA_CONTEXT = 512 * MIB
+"""What CUDA, cuBLAS and the loaded kernels take before the first tensor; 0.3 to 0.55 GB by card."""
+_PROCESS = 192 * MIB
+"""Python, the libraries and the vocabulary."""
+_BYTES_PER_TOKEN_TEXT = 320
+"""Texts, pieces and hash entries of one vocabulary token, in llama.cpp and in Python."""
+_COMPUTE_MARGIN = 20
+"""CUDA's fused operations keep a few tensors longer: one part in so many is added to its buffer."""
+_MOST_SLOTS = 256
+
+DEFAULT_SLOTS, DEFAULT_N_CTX = 4, 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What somebody asks for; `auto` leaves it to the planner."""
+
+    slots: int | Auto = "auto"
+    n_ctx: int | Auto = "auto"
+    kv_cells: int | Auto = "auto"
+    """`auto`: slots × n_ctx."""
+    kv_type: str = "auto"
+    n_gpu_layers: int | Literal["auto", "all"] = "auto"
+    n_ubatch: int = 512
+    n_batch: int = 512
+    kv_layout: Literal["auto", "unified", "split"] = "auto"
+    n_cpu_moe: int | Auto = "auto"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    mmap: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could have."""
+        for name, most in (
+            ("slots", _MOST_SLOTS),
+            ("n_ctx", 1 << 24),
+            ("kv_cells", 1 << 28),
+            ("n_ubatch", 1 << 16),
+            ("n_batch", 1 << 16),
+        ):
+            value = getattr(self, name)
+            if value != "auto" and not 1 <= value <= most:
+                raise ConfigError(f"{name} must be auto or 1 to {most}, not {value}.")
+        if self.kv_type not in ("auto", *KV_BLOCKS):
+            raise ConfigError(
+                f"kv_type must be auto or one of {', '.join(KV_BLOCKS)}, not {self.kv_type!r}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What there is, in bytes."""
+
+    gpu_total: int | None = None
+    """The card; None: no card, everything goes to system memory."""
+    gpu_free: int | None = None
+    """What of the card nobody uses; None: all of it."""
+    cpu_available: int | None = None
+    """System memory that can be had; None: not known, so never too little."""
+    gpu_name: str | None = None
+    reserve: int = 512 * MIB
+    """Left free on the card."""
+    repacked: frozenset[str] = ALL_REPACKED
+    """Tensor types that this CPU repacks (`repacked_types`)."""
+    cuda_context: int = CUDA_CONTEXT
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether there is a card to plan for."""
+        return self.gpu_total is not None
+
+    @property
+    def gpu_limit(self) -> int:
+        """Bytes of the card that a plan may take; 0 without a card."""
+        if self.gpu_total is None:
+            return 0
+        free = self.gpu_total if self.gpu_free is None else min(self.gpu_free, self.gpu_total)
+        return max(free - self.reserve, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One configuration and its bytes."""
+
+    weights_gpu: int
+    weights_cpu: int
+    kv_per_token: int
+    kv_gpu: int
+    kv_cpu: int
+    compute_gpu: int
+    compute_cpu: int
+    output_cpu: int
+    """Logits that the sampler reads."""
+    overhead: int
+    """CUDA's own memory and its pools on the card."""
+    overhead_cpu: int
+    """The process beside llama.cpp's buffers."""
+    total_gpu: int
+    total_cpu: int
+    limit_gpu: int
+    limit_cpu: int | None
+    fits: bool
+    n_gpu_layers: int
+    n_cpu_moe: int
+    n_layers: int
+    """Layers that `n_gpu_layers` can count: blocks and output head."""
+    slots: int
+    n_ctx: int
+    kv_cells: int
+    kv_type: str
+    kv_layout: str
+    n_ubatch: int
+    flash_attention: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all fields; sizes in bytes."""
+        return asdict(self)
+
+    def command(self, model: str) -> str:
+        """Write the command line that serves this plan."""
+        parts = [
+            f"onegpu serve {model}",
+            f"--slots {self.slots}",
+            f"--n-ctx {self.n_ctx}",
+            f"--kv-type {self.kv_type}",
+        ]
+        if self.kv_cells != self.slots * self.n_ctx:
+            parts.append(f"--kv-cells {self.kv_cells}")
+        if self.limit_gpu:
+            everything = self.n_gpu_layers >= self.n_layers
+            parts.append(f"--n-gpu-layers {'all' if everything else self.n_gpu_layers}")
+        if self.n_cpu_moe:
+            parts.append(f"--n-cpu-moe {self.n_cpu_moe}")
+        if self.kv_layout != "unified":
+            parts.append(f"--kv-layout {self.kv_layout}")
+        return " ".join(parts)
+
+
+class Planner:
+    """Plans configurations of one model for one machine, and remembers what they have in common."""
+
+    def __init__(self, shape: ModelShape, memory: Memory) -> None:
+        self.shape = shape
+        self.memory = memory
+        self._weights: dict[Placement, WeightBytes] = {}
+        self._compute: dict[tuple[Placement, Run], ComputeBytes] = {}
+
+    @property
+    def all_layers(self) -> int:
+        """`n_gpu_layers` that puts everything on the GPU: the blocks and the output head."""
+        return self.shape.n_layer + 1
+
+    def resolve(self, wishes: Wishes) -> Wishes:
+        """Replace every `auto` that is left by what is taken without a search."""
+        layers = wishes.n_gpu_layers
+        if not self.memory.has_gpu:
+            layers = 0
+        elif layers in ("auto", "all"):
+            layers = self.all_layers
+        slots = DEFAULT_SLOTS if wishes.slots == "auto" else wishes.slots
+        n_ctx = (
+            min(DEFAULT_N_CTX, self.shape.n_ctx_train) if wishes.n_ctx == "auto" else wishes.n_ctx
+        )
+        return replace(
+            wishes,
+            slots=slots,
+            n_ctx=n_ctx,
+            kv_cells=slots * n_ctx if wishes.kv_cells == "auto" else wishes.kv_cells,
+            kv_type="f16" if wishes.kv_type == "auto" else wishes.kv_type,
+            n_gpu_layers=min(int(layers), self.all_layers),
+            n_cpu_moe=0 if wishes.n_cpu_moe == "auto" else wishes.n_cpu_moe,
+        )
+
+    def plan(self, wishes: Wishes) -> Plan:
+        """Work out one configuration. Raises `ConfigError` for wishes that contradict each other."""
+        wishes = self.resolve(wishes)
+        slots, n_ctx, kv_cells = int(wishes.slots), int(wishes.n_ctx), int(wishes.kv_cells)
+        unified = wishes.kv_layout == "unified" or (
+            wishes.kv_layout == "auto" and wishes.n_ubatch > 1
+        )
+        flash = wishes.flash_attention != "off"
+        _check(wishes, n_ctx, kv_cells, unified=unified, flash=flash)
+        where = Placement(
+            int(wishes.n_gpu_layers),
+            int(wishes.n_cpu_moe),
+            self.memory.repacked,
+            self.memory.has_gpu,
+            wishes.mmap,
+        )
+        cells = allocated_cells(n_ctx, slots, kv_cells, unified=unified)
+        split = first_gpu_layer(self.shape, where.n_gpu_layers)
+        split = split if self.memory.has_gpu else self.all_layers
+        cache = kv_bytes(self.shape, wishes.kv_type, split, cells, slots=slots, flash=flash)
+        run = _largest_run(wishes, slots, cells, unified=unified, flash=flash)
+        return self._assemble(wishes, cache, where, run, unified=unified)
+
+    def _assemble(
+        self, wishes: Wishes, cache: KvBytes, where: Placement, run: Run, *, unified: bool
+    ) -> Plan:
+        shape, memory = self.shape, self.memory
+        weights = self._weights_of(where)
+        compute = self._compute_of(where, run)
+        output = int(wishes.slots) * shape.n_vocab * 4
+        overhead = memory.cuda_context + self._pool(run) if memory.has_gpu else 0
+        process = _PROCESS + shape.n_vocab * _BYTES_PER_TOKEN_TEXT + self._pool(run)
+        compute_gpu = compute.gpu + compute.gpu // _COMPUTE_MARGIN
+        total_gpu = weights.gpu + cache.gpu + compute_gpu + overhead
+        total_cpu = weights.cpu + cache.cpu + compute.cpu + output + process
+        limit = memory.cpu_available
+        return Plan(
+            weights_gpu=weights.gpu,
+            weights_cpu=weights.cpu,
+            kv_per_token=cache.per_token,
+            kv_gpu=cache.gpu,
+            kv_cpu=cache.cpu,
+            compute_gpu=compute_gpu,
+            compute_cpu=compute.cpu,
+            output_cpu=output,
+            overhead=overhead,
+            overhead_cpu=process,
+            total_gpu=total_gpu,
+            total_cpu=total_cpu,
+            limit_gpu=memory.gpu_limit,
+            limit_cpu=limit,
+            fits=total_gpu <= memory.gpu_limit and (limit is None or total_cpu <= limit),
+            n_gpu_layers=where.n_gpu_layers,
+            n_cpu_moe=where.n_cpu_moe,
+            n_layers=self.all_layers,
+            slots=int(wishes.slots),
+            n_ctx=int(wishes.n_ctx),
+            kv_cells=int(wishes.kv_cells),
+            kv_type=wishes.kv_type,
+            kv_layout="unified" if unified else "split",
+            n_ubatch=wishes.n_ubatch,
+            flash_attention=run.flash,
+        )
+
+    def _weights_of(self, where: Placement) -> WeightBytes:
+        if where not in self._weights:
+            self._weights[where] = weight_bytes(self.shape, where)
+        return self._weights[where]
+
+    def _compute_of(self, where: Placement, run: Run) -> ComputeBytes:
+        key = (where, run)
+        if key not in self._compute:
+            self._compute[key] = compute_bytes(self.shape, where, run)
+        return self._compute[key]
+
+    def _pool(self, run: Run) -> int:
+        """Scratch outside the compute buffer: rows converted for the matrix kernels, widest matrix first."""
+        widest = max(
+            (weight.dimensions[0] for weight in self.shape.weights if len(weight.dimensions) > 1),
+            default=0,
+        )
+        used = max((layer.n_expert_used for layer in self.shape.layers), default=0)
+        return padded(6 * widest * run.tokens * max(used // 2, 1), MIB)
+
+
+def _largest_run(
+    wishes: Wishes, slots: int, cells: tuple[int, int], *, unified: bool, flash: bool
+) -> Run:
+    """Describe the graph for which llama.cpp reserves: a full ubatch over all cells, all slots giving output."""
+    rows = min(wishes.n_ubatch, wishes.n_batch, cells[0])
+    outputs = min(rows, slots)
+    return Run(
+        tokens=-(-rows // slots) * slots,
+        outputs=outputs,
+        n_kv=cells[1],
+        streams=1 if unified else slots,
+        flash=flash,
+        kv_type=wishes.kv_type,
+    )
+
+
+def _check(wishes: Wishes, n_ctx: int, kv_cells: int, *, unified: bool, flash: bool) -> None:
+    if kv_cells < n_ctx:
+        raise ConfigError(
+            f"kv_cells ({kv_cells}) must hold at least one full context: raise it, or lower n_ctx ({n_ctx})."
+        )
+    if not unified and wishes.kv_cells not in ("auto", int(wishes.slots) * n_ctx):
+        raise ConfigError(
+            "The split layout gives every slot n_ctx cells: leave kv_cells out, or take the unified layout."
+        )
+    if not flash and KV_BLOCKS[wishes.kv_type][0] > 1:
+        raise ConfigError(
+            f"A {wishes.kv_type} value cache needs flash attention: set flash_attention to auto or on."
+        )
+
+
+def plan(shape: ModelShape, wishes: Wishes, memory: Memory) -> Plan:
+    """Plan one configuration; what `wishes` leaves to `auto` takes its plain default.
+
+    `choose` searches instead. Raises `ConfigError` for wishes that contradict each other.
+    """
+    return Planner(shape, memory).plan(wishes)

@@ -1,0 +1,181 @@
+"""The plan as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from server.catalog.plan.choosing import KV_ORDER, Choice, gib, most_slots
+from server.catalog.plan.kv import KV_BLOCKS
+from server.catalog.plan.planning import Memory, Plan, Planner, Wishes
+from server.catalog.plan.shape import ModelShape
+
+_CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_STEPS = 8
+_MIB = 1 << 20
+
+
+def render(shape: ModelShape, wishes: Wishes, memory: Memory, choice: Choice) -> str:
+    """Write model, machine, layers, KV types, what fits, and the choice with its command line."""
+    planner = Planner(shape, memory)
+    shown = choice.best or planner.plan(wishes)
+    base = replace(
+        wishes,
+        n_gpu_layers=shown.n_gpu_layers,
+        n_cpu_moe=shown.n_cpu_moe,
+    )
+    sections = [
+        _head(shape, memory),
+        _layer_table(planner, wishes, shown),
+        _kv_table(planner, base),
+        _fit_table(planner, base, shape),
+        _breakdown(shown),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Align columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def mib(size: int) -> str:
+    """Write bytes in whole MiB, rounded up."""
+    return f"{-(-size // _MIB):,}"
+
+
+def _head(shape: ModelShape, memory: Memory) -> str:
+    experts = f", experts in {shape.n_expert_layers} layers" if shape.n_expert_layers else ""
+    files = len(shape.part_sizes)
+    lines = [
+        f"{shape.name or shape.path}: {shape.architecture}, {shape.n_layer} layers{experts}, "
+        + f"{gib(shape.file_bytes)} in {files} file{'s' if files > 1 else ''}, "
+        + f"trained for {shape.n_ctx_train:,} tokens"
+    ]
+    if memory.gpu_total is None:
+        lines.append("No GPU: everything goes to system memory.")
+    else:
+        free = "" if memory.gpu_free is None else f", {gib(memory.gpu_free)} free"
+        lines.append(
+            f"{memory.gpu_name or 'GPU'}: {gib(memory.gpu_total)}{free}; {gib(memory.reserve)} stay free"
+        )
+    if memory.cpu_available is not None:
+        lines.append(f"System memory: {gib(memory.cpu_available)} available")
+    return "\n".join(lines)
+
+
+def _layer_table(planner: Planner, wishes: Wishes, shown: Plan) -> str:
+    if not planner.memory.has_gpu:
+        return ""
+    fixed = replace(
+        wishes,
+        slots=shown.slots,
+        n_ctx=shown.n_ctx,
+        kv_cells=shown.kv_cells,
+        kv_type=shown.kv_type,
+    )
+    rows = [
+        [
+            "layers on GPU",
+            "weights GPU",
+            "weights CPU",
+            "KV GPU",
+            "compute",
+            "total GPU",
+            "total CPU",
+            "",
+        ]
+    ]
+    for layers, moe in _layer_steps(planner, shown):
+        plan = planner.plan(replace(fixed, n_gpu_layers=layers, n_cpu_moe=moe))
+        name = "all" if layers == planner.all_layers else str(layers)
+        rows.append(
+            [
+                f"{name}, --n-cpu-moe {moe}" if moe else name,
+                *(
+                    mib(size)
+                    for size in (
+                        plan.weights_gpu,
+                        plan.weights_cpu,
+                        plan.kv_gpu,
+                        plan.compute_gpu,
+                        plan.total_gpu,
+                        plan.total_cpu,
+                    )
+                ),
+                "fits" if plan.fits else "too much",
+            ]
+        )
+    title = f"With {shown.slots} × {shown.n_ctx} tokens, {shown.kv_type} KV (MiB):"
+    return f"{title}\n{columns(rows)}"
+
+
+def _layer_steps(planner: Planner, shown: Plan) -> list[tuple[int, int]]:
+    """Pick rows: even steps, the chosen one, everything; for mixtures also experts kept aside."""
+    whole = planner.all_layers
+    layers = {round(i * whole / _STEPS) for i in range(_STEPS + 1)} | {shown.n_gpu_layers}
+    steps = [(count, 0) for count in sorted(layers)]
+    if planner.shape.n_expert_layers:
+        n_layer = planner.shape.n_layer
+        aside = {round(i * n_layer / 4) for i in range(1, 5)} | {shown.n_cpu_moe}
+        steps += [(whole, count) for count in sorted(aside - {0})]
+    return steps
+
+
+def _kv_table(planner: Planner, base: Wishes) -> str:
+    types = [kind for kind in KV_BLOCKS if base.flash_attention != "off" or KV_BLOCKS[kind][0] == 1]
+    plans = [planner.plan(replace(base, kv_type=kind)) for kind in types]
+    rows = [
+        ["KV type", *types],
+        ["KiB per token", *(f"{plan.kv_per_token / 1024:.1f}" for plan in plans)],
+    ]
+    return columns(rows)
+
+
+def _fit_table(planner: Planner, base: Wishes, shape: ModelShape) -> str:
+    if base.n_ctx == "auto":
+        contexts = [n for n in _CONTEXTS if n <= shape.n_ctx_train] or [shape.n_ctx_train]
+    else:
+        contexts = [int(base.n_ctx)]
+    types: tuple[str, ...] = KV_ORDER if base.kv_type == "auto" else (base.kv_type,)
+    if base.flash_attention == "off":
+        types = tuple(kind for kind in types if KV_BLOCKS[kind][0] == 1)
+    rows = [["slots that fit at n_ctx", *(str(n) for n in contexts)]]
+    for kind in types:
+        counts = [most_slots(planner, base, kind, n) for n in contexts]
+        rows.append([f"{kind} KV", *(str(count) if count else "-" for count in counts)])
+    return columns(rows)
+
+
+def _breakdown(shown: Plan) -> str:
+    rows = [["MiB", "GPU", "CPU"]]
+    for name, gpu, cpu in (
+        ("weights", shown.weights_gpu, shown.weights_cpu),
+        (f"KV, {shown.kv_cells} cells of {shown.kv_type}", shown.kv_gpu, shown.kv_cpu),
+        (f"compute, {shown.n_ubatch} rows", shown.compute_gpu, shown.compute_cpu),
+        ("logits", 0, shown.output_cpu),
+        ("overhead", shown.overhead, shown.overhead_cpu),
+        ("total", shown.total_gpu, shown.total_cpu),
+    ):
+        rows.append([name, mib(gpu), mib(cpu)])
+    return columns(rows if shown.limit_gpu else [[row[0], row[2]] for row in rows])
+
+
+def verdict(model: str, choice: Choice) -> str:
+    """Say what to run, or what would fit instead."""
+    if choice.best is not None:
+        return f"Best: {choice.reason}.\nRun:  {choice.best.command(model)}\n"
+    lines = [f"Does not fit: {choice.reason}."]
+    if not choice.alternatives:
+        lines.append("Nothing fits: choose a smaller quantization or model.")
+        return "\n".join(lines) + "\n"
+    lines.append("What would fit:")
+    lines += [f"  {plan.command(model)}" for plan in choice.alternatives]
+    return "\n".join(lines) + "\n"
