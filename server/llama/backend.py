@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from server.catalog.plan import Allocated
 from server.core.errors import ConfigError, GenerationFailed
 from server.core.request import GenerationRequest
 from server.engine.interface import Backend, BackendLoader, ModelInfo
@@ -57,6 +58,11 @@ class LlamaBackend:
     def info(self) -> ModelInfo:
         """Facts about the model."""
         return self._info
+
+    @property
+    def allocated(self) -> Allocated:
+        """What the load took, by llama.cpp's own log; `server.catalog.plan.compare` wants it."""
+        return self._loaded.allocated
 
     @property
     def tokenizer(self) -> LlamaVocab:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.catalog.plan import Allocated
 from server.core.errors import ConfigError, ModelFileError
 from server.engine.interface import ModelInfo
+from server.llama.adapter import attach_adapter
+from server.llama.allocated import parse_allocated
 from server.llama.native import (
     PINNED_VERSION,
     Address,
@@ -18,11 +21,14 @@ from server.llama.native import (
     Library,
     ModelParams,
     ProgressCallback,
+    TensorOverride,
 )
 from server.llama.params import KV_TYPES, ROPE_SCALINGS, LlamaParams
 
 _LOAD_NONE, _LOAD_MMAP, _LOAD_MLOCK, _LOAD_MMAP_MLOCK = 0, 1, 2, 3
 """`llama_load_mode`."""
+_EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+"""What llama.cpp's `--n-cpu-moe` matches (common/common.h)."""
 _SPLIT_NONE = 0
 _FLASH = {"on": 1, "off": 0}
 _ALL_LAYERS = -1
@@ -38,6 +44,8 @@ class LoadedModel:
     library: Library
     model: Address
     context: Address
+    allocated: Allocated
+    """What the load took, by llama.cpp's own log."""
 
 
 def load_model(
@@ -57,7 +65,13 @@ def load_model(
     except BaseException:
         library.model_free(model)
         raise
-    return LoadedModel(library, model, context)
+    loaded = LoadedModel(library, model, context, parse_allocated(library.log.sizes()))
+    try:
+        attach_adapter(library, loaded, params)
+    except BaseException:
+        free_model(loaded)
+        raise
+    return loaded
 
 
 def _make_context(library: Library, model: Address, params: LlamaParams) -> Address:
@@ -85,6 +99,9 @@ def _load_weights(
     callback = ProgressCallback(report)
     native = model_params(library, params)
     native.progress_callback = callback
+    # llama.cpp reads them during the load only, as it does the callback.
+    overrides = expert_overrides(library, params)
+    native.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)  # type: ignore[assignment]
     model = library.model_load_from_file(str(params.path).encode(), native)
     if failure:
         if model:
@@ -107,6 +124,14 @@ def refuse_non_decoders(library: Library, model: Address) -> None:
         raise ModelFileError(
             "Encoder-decoder models such as T5 are not supported. Choose a decoder-only model."
         )
+
+
+def expert_overrides(library: Library, params: LlamaParams) -> ctypes.Array[TensorOverride]:
+    """Keep the experts of the first `n_cpu_moe` layers in system memory; a NULL pattern ends the list."""
+    made = (TensorOverride * (params.n_cpu_moe + 1))()
+    for layer in range(params.n_cpu_moe):
+        made[layer] = TensorOverride(_EXPERTS.format(layer).encode(), library.cpu_buffer_type())
+    return made
 
 
 def gpu_layers(library: Library, params: LlamaParams) -> int:
@@ -211,10 +236,13 @@ def _describe(library: Library, model: Address) -> str:
 
 
 def fingerprint(params: LlamaParams) -> str:
-    """`fp_` and 10 hexadecimal digits: a hash of llama.cpp build, file (size and both ends) and KV types."""
+    """`fp_` and 10 hexadecimal digits: a hash of llama.cpp build, KV types, file and adapter (size, both ends)."""
     digest = hashlib.blake2b(digest_size=5)
     digest.update(f"{PINNED_VERSION}/{params.kv_type}/{params.value_type}/".encode())
     digest.update(_file_sample(params.path))
+    if params.adapter is not None:
+        digest.update(f"/{params.adapter_scale!r}/".encode())
+        digest.update(_file_sample(params.adapter))
     return f"fp_{digest.hexdigest()}"
 
 

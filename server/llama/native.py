@@ -41,6 +41,12 @@ LogitBias = bindings.llama_logit_bias
 ProgressCallback = bindings.llama_progress_callback
 
 
+class TensorOverride(ctypes.Structure):
+    """`llama_model_tensor_buft_override`: where tensors go whose names match a pattern."""
+
+    _fields_ = (("pattern", _STR), ("buffer_type", _P))
+
+
 @dataclass(frozen=True, slots=True)
 class _Signature:
     """C types of one function. `quick` calls keep the GIL."""
@@ -58,6 +64,11 @@ _SIGNATURES: dict[str, _Signature] = {
     "supports_gpu_offload": _Signature(_BOOL, ()),
     "model_load_from_file": _Signature(_P, (_STR, ModelParams), quick=False),
     "model_free": _Signature(None, (_P,), quick=False),
+    "adapter_lora_init": _Signature(_P, (_P, _STR), quick=False),
+    "adapter_lora_free": _Signature(None, (_P,), quick=False),
+    "set_adapters_lora": _Signature(
+        _I32, (_P, ctypes.POINTER(_P), _SIZE, ctypes.POINTER(_F32)), quick=False
+    ),
     "init_from_model": _Signature(_P, (_P, ContextParams), quick=False),
     "free": _Signature(None, (_P,), quick=False),
     "model_get_vocab": _Signature(_P, (_P,)),
@@ -135,6 +146,9 @@ class Library:
     supports_gpu_offload: Callable[[], bool]
     model_load_from_file: Callable[[bytes, ModelParams], Address | None]
     model_free: Callable[[Address], None]
+    adapter_lora_init: Callable[[Address, bytes], Address | None]
+    adapter_lora_free: Callable[[Address], None]
+    set_adapters_lora: Callable[[Address, Any, int, Any], int]
     init_from_model: Callable[[Address, ContextParams], Address | None]
     free: Callable[[Address], None]
     model_get_vocab: Callable[[Address], Address]
@@ -195,6 +209,8 @@ class Library:
     sampler_init_penalties: Callable[[int, int, float, float, float], Address]
     sampler_init_dry: Callable[[Address, float, float, int, int, Any, int], Address]
     sampler_init_logit_bias: Callable[[int, int, Any], Address]
+    cpu_buffer_type: Callable[[], Address]
+    """`ggml_backend_cpu_buffer_type`: plain system memory."""
     log: NativeLog
     """What the library said lately; error messages quote it."""
 
@@ -211,6 +227,14 @@ def _bind(name: str, signature: _Signature, handle: ctypes.CDLL) -> Any:
     function = handle[symbol]
     function.restype = signature.result
     function.argtypes = list(signature.arguments)
+    return function
+
+
+def _cpu_buffer_type(handle: ctypes.CDLL) -> Callable[[], Address]:
+    # The symbol is libggml-base's, which libllama depends on: its handle finds it.
+    function = handle["ggml_backend_cpu_buffer_type"]
+    function.restype = _P
+    function.argtypes = []
     return function
 
 
@@ -239,11 +263,11 @@ def library() -> Library:
         name: _bind(name, signature, keeping if signature.quick else releasing)
         for name, signature in _SIGNATURES.items()
     }
-    missing = {f.name for f in fields(Library)} - functions.keys() - {"log"}
+    missing = {f.name for f in fields(Library)} - functions.keys() - {"log", "cpu_buffer_type"}
     if missing:
         raise AssertionError(f"no signature for {sorted(missing)}")
     log = NativeLog()
     log.install(releasing)
-    bound = Library(log=log, **functions)
+    bound = Library(log=log, cpu_buffer_type=_cpu_buffer_type(keeping), **functions)
     bound.backend_init()
     return bound

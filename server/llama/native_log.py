@@ -16,6 +16,7 @@ _ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 _CONTINUATION = 5
 _PREFIX = re.compile(r"^(?:\w+: )*(?:error loading model[^:]*: )*")
 _SOURCE_PATH = re.compile(r"\S*/(?=[\w.-]+:\d+: )")
+_SIZE_MARK = " buffer size = "
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 """`ggml_log_level` to Python's. llama.cpp's "info" is a page per load and its warnings are routine:
 one step down."""
@@ -32,6 +33,8 @@ class NativeLog:
         self._logger = logging.getLogger("onegpu.llama_cpp")
         self._lock = threading.Lock()
         self._lines: collections.deque[tuple[int, str]] = collections.deque(maxlen=keep)
+        # Apart from the ring: a load's debug lines push them out of it.
+        self._sizes: collections.deque[str] = collections.deque(maxlen=keep)
         self._partial = ""
         self._level = logging.DEBUG
         self._log_callback = _LOG_CALLBACK(self._on_log)
@@ -58,10 +61,16 @@ class NativeLog:
             errors = [text for level, text in self._lines if level >= logging.ERROR]
         return _PREFIX.sub("", errors[0]).strip() if errors else "no reason given"
 
+    def sizes(self) -> list[str]:
+        """Return the lines since `clear` that tell a buffer's size."""
+        with self._lock:
+            return list(self._sizes)
+
     def clear(self) -> None:
-        """Forget the lines, so that `reason` speaks of what comes next."""
+        """Forget the lines, so that `reason` and `sizes` speak of what comes next."""
         with self._lock:
             self._lines.clear()
+            self._sizes.clear()
 
     def _on_log(self, level: int, text: bytes | None, _data: object) -> None:
         # An exception must not reach C; whatever goes wrong here costs a log line only.
@@ -77,6 +86,7 @@ class NativeLog:
             self._partial = self._partial[-4096:]
             lines = [(self._level, line.strip()) for line in complete if line.strip(" .\t\r")]
             self._lines.extend(lines)
+            self._sizes.extend(line for _, line in lines if _SIZE_MARK in line)
         for number, line in lines:
             self._logger.log(number, "%s", line)
 

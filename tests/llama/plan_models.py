@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from tests.models import vocabulary, ModelSpec
+from tests.models import ModelSpec, vocabulary
 
 _BLOCK = {
     "Q8_0": (32, 34),

@@ -150,7 +150,7 @@ class _Search:
             ]
         if self.planner.memory.has_gpu:
             fewer = _Search(self.planner, replace(asked, n_gpu_layers="auto", n_cpu_moe="auto"))
-            more = fewer._experts_aside() or fewer._fewer_layers()  # noqa: SLF001 - its own class
+            more = fewer._experts_aside() or fewer._fewer_layers()
             found += [more] if more else []
         if not found:
             small = replace(

@@ -54,11 +54,12 @@ def mib(size: int) -> str:
 def _head(shape: ModelShape, memory: Memory) -> str:
     experts = f", experts in {shape.n_expert_layers} layers" if shape.n_expert_layers else ""
     files = len(shape.part_sizes)
-    lines = [
+    about = (
         f"{shape.name or shape.path}: {shape.architecture}, {shape.n_layer} layers{experts}, "
-        + f"{gib(shape.file_bytes)} in {files} file{'s' if files > 1 else ''}, "
-        + f"trained for {shape.n_ctx_train:,} tokens"
-    ]
+        f"{gib(shape.file_bytes)} in {files} file{'s' if files > 1 else ''}, "
+        f"trained for {shape.n_ctx_train:,} tokens"
+    )
+    lines = [about]
     if memory.gpu_total is None:
         lines.append("No GPU: everything goes to system memory.")
     else:
