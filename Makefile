@@ -1,5 +1,5 @@
-# `make` alone prints what there is. CMAKE_ARGS reaches the compilation of llama.cpp, for CUDA:
-#   CMAKE_ARGS="-DGGML_CUDA=ON" make install
+# `make` alone prints what there is. `make install` builds llama.cpp for the NVIDIA card that it finds;
+# CPU=1 builds for the CPU instead, CMAKE_ARGS="…" as it says, and CPU=0 looks at the machine again.
 MODEL ?= models/demo.gguf
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -17,7 +17,7 @@ help: ## Print this list
 	@echo
 	@echo "make serve MODEL=path/to/model.gguf HOST=0.0.0.0 PORT=8080 ARGS='--slots 8'"
 
-install: ## Make .venv and install the pinned dependencies (compiles llama.cpp the first time)
+install: ## Make .venv: pinned dependencies, llama.cpp compiled for what is here (CPU=1: for the CPU)
 	@$(PYTHON) scripts/install.py
 
 install-dev: ## The same, with what `make check` and `make test` need

@@ -1,5 +1,6 @@
 """Makes .venv and installs the pinned dependencies into it: what `make install` runs.
 
+Looks for an NVIDIA card and a CUDA compiler and says what it builds llama.cpp for (install_machine).
 Standard library only, and no syntax newer than Python 3.7, so that an old interpreter gets a clear
 message instead of a traceback. A second run compares one stamp and returns at once.
 """
@@ -19,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Iterator, NoReturn
 
+from install_machine import Build, Machine, asked_build
 from install_output import Failed, Reporter, packages_hint, run_logged
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,11 +43,14 @@ def main() -> int:
     parser.add_argument(
         "--dev", action="store_true", help="also what `make check` and `make test` need"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what llama.cpp would be built for, and why"
+    )
     options = parser.parse_args()
     use_supported_python()
     with only_one_at_a_time():
         try:
-            install(dev=options.dev)
+            install(dev=options.dev, dry_run=options.dry_run)
         except Failed as failure:
             print(f"\n{failure}", file=sys.stderr)
             return 1
@@ -97,31 +102,51 @@ def only_one_at_a_time() -> Iterator[None]:
         os.close(handle)
 
 
-def install(*, dev: bool) -> None:
+def install(*, dev: bool, dry_run: bool = False) -> None:
     """Run the steps that the stamp says are missing. Raises Failed with advice."""
     stamp = read_json(VENV / STAMP)
     built = read_json(VENV / NATIVE_STAMP)
     # Development tools stay once installed: `make serve` after `make test` is a no-op too.
     dev = dev or bool(stamp.get("dev"))
-    cmake_args = os.environ.get("CMAKE_ARGS", str(built.get("cmake_args", "")))
-    wanted = {"dev": dev, "cmake_args": cmake_args, "root": str(ROOT), "locks": digest(dev=dev)}
-    if stamp == wanted and PYTHON.exists():
+    build = asked_build(os.environ, built)
+    wanted: dict[str, object] = {"dev": dev, "root": str(ROOT), "locks": digest(dev=dev)}
+    machine = Machine(os.environ)
+    if build is None and machine.traces():
+        wanted["cards"] = machine.traces()
+    wanted["cmake_args"] = build.cmake_args if build else stamp.get("cmake_args", "")
+    look_again = build is None and "CPU" in os.environ
+    if stamp == wanted and PYTHON.exists() and not (dry_run or look_again):
         return
+    build = build or machine.choose()
     reporter = Reporter(sys.stdout)
+    reporter.note(build.reason)
+    if dry_run:
+        reporter.note(f"CMAKE_ARGS={build.cmake_args}")
+        return
+    wanted["cmake_args"] = build.cmake_args
     make_environment(reporter)
     (VENV / "install.log").write_text("", encoding="utf-8")
     (VENV / STAMP).unlink(missing_ok=True)
     pip(reporter, "Build tools", ["--requirement", str(BUILD_LOCK)], hashes=True)
-    install_native(reporter, cmake_args, rebuild=cmake_args != str(built.get("cmake_args", "")))
+    install_native(reporter, build, str(built.get("cmake_args", "")))
     lock = DEV_LOCK if dev else RUNTIME_LOCK
     pip(reporter, "Dependencies", ["--no-build-isolation", "--requirement", str(lock)], hashes=True)
-    # A library built for another CPU or CUDA fails here, with advice, and not in the server.
-    loads = [str(PYTHON), "-c", "import llama_cpp; llama_cpp.llama_backend_init()"]
-    run_logged(reporter, "llama.cpp loads", loads, log=VENV / "install.log", cwd=ROOT)
+    check_native(reporter, build)
     project = ["--no-build-isolation", "--no-deps", "--editable", str(ROOT)]
     pip(reporter, "onegpu itself", project, hashes=False)
     (VENV / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
     reporter.done("Installed: .venv/bin/onegpu")
+
+
+def check_native(reporter: Reporter, build: Build) -> None:
+    """Load llama.cpp: one built for another CPU or CUDA fails here, with advice, not in the server."""
+    code = "import sys, llama_cpp; llama_cpp.llama_backend_init()"
+    if build.cuda and not build.asked:
+        code += (
+            "; llama_cpp.llama_supports_gpu_offload() or sys.exit('llama.cpp finds no CUDA card')"
+        )
+    loads = [str(PYTHON), "-c", code]
+    run_logged(reporter, "llama.cpp loads", loads, log=VENV / "install.log", cwd=ROOT)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -177,30 +202,35 @@ def pip(reporter: Reporter, title: str, arguments: list[str], *, hashes: bool) -
     run_logged(reporter, title, command + arguments, log=VENV / "install.log", cwd=ROOT)
 
 
-def install_native(reporter: Reporter, cmake_args: str, *, rebuild: bool) -> None:
+def install_native(reporter: Reporter, build: Build, built_with: str) -> None:
     """Compile llama-cpp-python from its source distribution, unless that release is there.
 
-    With CMAKE_ARGS pip's cache is left alone both ways: its wheels are not keyed by CMAKE_ARGS, and
-    a CPU build would silently stand in for a CUDA build.
+    `built_with` are the CMAKE_ARGS of the one that is there. With CMAKE_ARGS pip's cache is left
+    alone both ways: its wheels are not keyed by CMAKE_ARGS, and a CPU build would silently stand in
+    for a CUDA build.
     """
     pinned = native_requirement(RUNTIME_LOCK.read_text(encoding="utf-8"))
     version = pinned.split("==")[1].split()[0]
     present = list(VENV.glob(f"lib/python*/site-packages/llama_cpp_python-{version}.dist-info"))
+    rebuild = build.cmake_args != built_with
+    made_from = {"version": version, "cmake_args": build.cmake_args, "asked": build.asked}
     if present and not rebuild:
+        (VENV / NATIVE_STAMP).write_text(json.dumps(made_from), encoding="utf-8")
         return
     check_compiler()
     requirement = VENV / "llama-cpp-python.lock"
     requirement.write_text(pinned, encoding="utf-8")
     arguments = ["--verbose", "--no-build-isolation", "--no-deps"]
     arguments += ["--requirement", str(requirement)]
-    if cmake_args:
+    os.environ.pop("CMAKE_ARGS", None)
+    if build.cmake_args:
         arguments += ["--no-cache-dir", "--force-reinstall"]
-        os.environ["CMAKE_ARGS"] = cmake_args
-        reporter.note(f"CMAKE_ARGS={cmake_args}")
+        os.environ.update(build.environment, CMAKE_ARGS=build.cmake_args)
+        reporter.note(f"CMAKE_ARGS={build.cmake_args}")
     elif rebuild:
         arguments += ["--force-reinstall"]
-    pip(reporter, "llama.cpp (compiled here, some minutes)", arguments, hashes=True)
-    made_from = {"version": version, "cmake_args": cmake_args}
+    took = "CUDA: 10 to 30 minutes" if build.cuda else "some minutes"
+    pip(reporter, f"llama.cpp (compiled here, {took})", arguments, hashes=True)
     (VENV / NATIVE_STAMP).write_text(json.dumps(made_from), encoding="utf-8")
 
 

@@ -32,9 +32,15 @@ The compiler ran out of memory. Compile one file at a time:
     CMAKE_BUILD_PARALLEL_LEVEL=1 make install""",
     r"No space left on device": """\
 The disk is full: compiling needs about 2 GB where temporary files go (TMPDIR), and .venv 1 GB.""",
+    r"unsupported (GNU|clang) version": """\
+nvcc does not take this C++ compiler, which is too new for it. Install an older one and name it:
+    CUDAHOSTCXX=g++-13 make install""",
+    r"libcuda\.so\.1: cannot open|llama.cpp finds no CUDA card": """\
+llama.cpp was built for CUDA, but the NVIDIA driver is not usable here: nvidia-smi must list a card.
+For a build without it: CPU=1 make install""",
     r"CUDA Toolkit not found|Could NOT find CUDA|Failed to find nvcc|CMAKE_CUDA_COMPILER": """\
 CMAKE_ARGS asks for CUDA, and the CUDA toolkit (nvcc) was not found. Install it and put nvcc on
-PATH, or build for the CPU: CMAKE_ARGS= make install""",
+PATH, or build for the CPU: CMAKE_ARGS= CPU=1 make install""",
     r"DO NOT MATCH THE HASHES": """\
 A downloaded file is not the one that was pinned. Try again; if it stays so, the package index
 serves something else than requirements.lock names, and it must not be installed.""",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import install
 import install_output
+from install_machine import Build, Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,7 +117,8 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(install, "PYTHON", venv / "bin" / "python")
     for constant in ("BUILD_LOCK", "RUNTIME_LOCK", "DEV_LOCK"):
         monkeypatch.setattr(install, constant, tmp_path / getattr(install, constant).name)
-    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    for variable in ("CMAKE_ARGS", "CPU"):
+        monkeypatch.delenv(variable, raising=False)
     stamp = {"dev": True, "cmake_args": "-DX=1", "root": str(tmp_path)}
     stamp["locks"] = install.digest(dev=True)
     (venv / install.STAMP).write_text(json.dumps(stamp), encoding="utf-8")
@@ -160,3 +163,81 @@ def test_a_checkout_that_moved_installs_again(checkout, monkeypatch) -> None:
 
     with pytest.raises(RanError):
         install.install(dev=False)
+
+
+def test_cpu_0_forgets_build_options_and_looks_at_the_machine(
+    checkout, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("CPU", "0")
+    monkeypatch.setattr(Machine, "choose", lambda _self: Build("", "looked, and found none"))
+    with pytest.raises(RanError):
+        install.install(dev=False)
+
+    assert capsys.readouterr().out == "looked, and found none\n"
+
+
+@pytest.mark.parametrize("traces", [["dev/nvidia0"], []])
+def test_a_card_that_comes_or_goes_is_noticed(checkout, monkeypatch, traces) -> None:
+    """Automatic builds are kept as long as the machine shows the same cards; the driver is not asked."""
+    (checkout / ".venv" / install.NATIVE_STAMP).write_text(
+        '{"cmake_args": "-DX=1", "asked": false}', encoding="utf-8"
+    )
+    stamp = json.loads((checkout / ".venv" / install.STAMP).read_text(encoding="utf-8"))
+    stamp |= {"cards": traces} if traces else {}
+    (checkout / ".venv" / install.STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+    monkeypatch.setattr(Machine, "choose", lambda _self: Build("", "as before"))
+
+    monkeypatch.setattr(Machine, "traces", lambda _self: traces)
+    install.install(dev=True)
+
+    monkeypatch.setattr(Machine, "traces", lambda _self: ["dev/nvidia1"])
+    with pytest.raises(RanError):
+        install.install(dev=True)
+
+
+def test_a_dry_run_says_what_would_be_built_and_runs_nothing(checkout, monkeypatch, capsys) -> None:
+    build = Build("-DGGML_CUDA=ON", "llama.cpp for CUDA: a card")
+    monkeypatch.setenv("CPU", "0")
+    monkeypatch.setattr(Machine, "choose", lambda _self: build)
+
+    install.install(dev=False, dry_run=True)
+
+    assert capsys.readouterr().out == "llama.cpp for CUDA: a card\nCMAKE_ARGS=-DGGML_CUDA=ON\n"
+
+
+@pytest.mark.parametrize(
+    ("build", "built_with", "wanted"),
+    [
+        (Build("", "cpu"), "", []),
+        (Build("", "cpu"), "-DGGML_CUDA=ON", ["--force-reinstall"]),
+        (
+            Build("-DGGML_CUDA=ON", "cuda", environment={"CUDACXX": "/cuda/nvcc"}),
+            "",
+            ["--no-cache-dir", "--force-reinstall"],
+        ),
+    ],
+)
+def test_another_build_is_compiled_anew_and_never_taken_from_the_cache(
+    checkout, monkeypatch, build, built_with, wanted
+) -> None:
+    """pip itself is replaced; what it would be told is looked at."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(install, "RUNTIME_LOCK", ROOT / "requirements.lock")
+    version = install.native_requirement(install.RUNTIME_LOCK.read_text(encoding="utf-8"))
+    version = version.split("==")[1].split()[0]
+    packages = checkout / ".venv" / "lib" / "python3.11" / "site-packages"
+    (packages / f"llama_cpp_python-{version}.dist-info").mkdir(parents=True)
+    monkeypatch.setattr(install, "check_compiler", lambda: None)
+    monkeypatch.setattr(install, "pip", lambda _r, _t, arguments, **_: ran.append(arguments))
+    for variable in ("CMAKE_ARGS", "CUDACXX"):
+        monkeypatch.setenv(variable, "left over")
+
+    install.install_native(install_output.Reporter(io.StringIO()), build, built_with)
+
+    assert [flag for command in ran for flag in command if flag in wanted] == wanted
+    assert len(ran) == bool(wanted)
+    if ran:
+        assert os.environ.get("CMAKE_ARGS", "") == build.cmake_args
+        assert os.environ["CUDACXX"] == build.environment.get("CUDACXX", "left over")
+    kept = json.loads((checkout / ".venv" / install.NATIVE_STAMP).read_text(encoding="utf-8"))
+    assert kept == {"version": version, "cmake_args": build.cmake_args, "asked": False}
