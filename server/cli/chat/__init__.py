@@ -1,0 +1,1 @@
+"""A chat in the terminal: what `onegpu run` is made of."""

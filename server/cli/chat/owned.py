@@ -1,0 +1,139 @@
+"""A server of one's own: started for a chat, ended with it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import IO, Self
+
+from server.cli.chat.client import Client, ServerError
+from server.core.errors import OnegpuError
+
+_URL = re.compile(r"(?:Listening|is ready) on (http://[^\s;\"]+)")
+_READY = re.compile(r"is ready on http://")
+_PATIENCE = 40.0
+"""Seconds to end in before the process is killed; running answers are finished first."""
+_LOOK_EVERY = 0.25
+_PR_SET_PDEATHSIG = 1
+
+
+class OwnServer:
+    """`onegpu serve` as a child process; started by `with`, ready when that returns."""
+
+    def __init__(
+        self, arguments: Sequence[str], on_progress: Callable[[float | None], None]
+    ) -> None:
+        """`arguments` follow `serve`.
+
+        `on_progress` is given the share that is loaded, None while that is not known.
+        """
+        self._arguments = list(arguments)
+        self._on_progress = on_progress
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._last: deque[str] = deque(maxlen=12)
+        self._process: subprocess.Popen[str] | None = None
+        self._readers: list[threading.Thread] = []
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", __name__, "serve", *self._arguments, "--port", "0"]
+        # A session of its own: Ctrl-C at the terminal is for the chat, not for the server.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._process = process
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                reader = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+                reader.start()
+                self._readers.append(reader)
+        try:
+            self._await_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process. May be called again."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            process.wait(_PATIENCE)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+            process.wait()
+        for reader in self._readers:
+            reader.join()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def _await_ready(self) -> None:
+        ended = 0
+        while ended < len(self._readers):
+            try:
+                line = self._lines.get(timeout=_LOOK_EVERY)
+            except queue.Empty:
+                self._on_progress(self._loaded())
+                continue
+            if line is None:
+                ended += 1
+                continue
+            if found := _URL.search(line):
+                self.url = found[1]
+            if _READY.search(line):
+                return
+        raise OnegpuError("The server did not start:\n" + "\n".join(self._last))
+
+    def _loaded(self) -> float | None:
+        """Ask for the progress of loading. `/health` answers 503 until the model is there."""
+        if not self.url:
+            return None
+        try:
+            cards = Client(self.url).models()
+        except ServerError:
+            return None
+        shares = [card.get("load_progress") for card in cards]
+        return next((share for share in shares if isinstance(share, int | float)), None)
+
+    def _read(self, pipe: IO[str]) -> None:
+        for line in pipe:
+            text = line.rstrip()
+            if text:
+                self._last.append(text)
+                self._lines.put(text)
+        self._lines.put(None)
+
+
+def main() -> int:
+    """Run the `onegpu` command, and end when the process that started this one is gone."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    from server.cli.main import main as command
+
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The terminal: what is written where, in which colour, and how a line is read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_CLEAR_LINE = "\r\x1b[K"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_MARK = '"""'
+_HISTORY_LINES = 1000
+
+
+class Terminal:
+    """Answers go to `out`; everything about them goes to `err`, unless a person watches both."""
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+        self.interactive = self._out.isatty()
+        self._status = ""
+        self._dimmed = False
+        self._open_line = False
+
+    def answer(self, text: str) -> None:
+        """Write text of the answer."""
+        self._undim()
+        self._write(self._out, text)
+
+    def thinking(self, text: str) -> None:
+        """Write the model's reasoning: dimmed, or to `err` when the answer goes to a file."""
+        text = text if self._dimmed else text.lstrip("\n")
+        if not text:
+            return
+        self.clear_status()
+        if not self._dimmed and self.interactive:
+            self._out.write(_DIM)
+        self._dimmed = True
+        self._write(self._out if self.interactive else self._err, text)
+
+    def end_line(self) -> None:
+        """End the line that is being written, if one is."""
+        self._undim()
+        if self._open_line:
+            self._write(self._out, "\n")
+
+    def say(self, text: str) -> None:
+        """Write a line about the chat."""
+        self.clear_status()
+        if self.interactive:
+            self.end_line()
+        print(text, file=self._out if self.interactive else self._err, flush=True)
+
+    def note(self, text: str) -> None:
+        """Write a remark."""
+        self.say(f"{_DIM}{_safe(text)}{_PLAIN}" if self.interactive else _safe(text))
+
+    def problem(self, text: str) -> None:
+        """Write an error."""
+        self.clear_status()
+        if self.interactive:
+            self.end_line()
+        print(_safe(text), file=self._err, flush=True)
+
+    def status(self, text: str) -> None:
+        """Show what goes on, on a line that the next output replaces."""
+        if not self._err.isatty() or text == self._status or self._open_line:
+            return
+        self._status = text
+        self._err.write(f"{_CLEAR_LINE}{_DIM}{_safe(text)[: self._width()]}{_PLAIN}")
+        self._err.flush()
+
+    def clear_status(self) -> None:
+        """Take the status line away."""
+        if self._status:
+            self._status = ""
+            self._err.write(_CLEAR_LINE)
+            self._err.flush()
+
+    def _undim(self) -> None:
+        self.clear_status()
+        if not self._dimmed:
+            return
+        self._dimmed = False
+        if not self.interactive:
+            self._write(self._err, "\n")
+            return
+        self._out.write(_PLAIN)
+        if self._open_line:
+            self._write(self._out, "\n")
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        if not text:
+            return
+        self.clear_status()
+        # A model's text must not move the cursor or set the window's title.
+        stream.write(_safe(text) if stream.isatty() else text)
+        stream.flush()
+        if stream is self._out:
+            self._open_line = not text.endswith("\n")
+
+    def _width(self) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            columns = os.get_terminal_size(self._err.fileno()).columns
+            return columns - 1 if columns > 1 else 79
+        return 79
+
+
+def read_message(first: str = ">>> ", more: str = "... ") -> str:
+    '''Read a line, or several between """ and """. Raises EOFError at the end of the input.'''
+    text = input(first)
+    if not text.lstrip().startswith(_MARK):
+        return text
+    text = text.lstrip()[len(_MARK) :]
+    while not text.rstrip().endswith(_MARK):
+        text += "\n" + input(more)
+    return text.rstrip()[: -len(_MARK)]
+
+
+@contextlib.contextmanager
+def history(path: Path) -> Iterator[None]:
+    """Edit lines as they are read, and keep them in `path`; a failure costs the history alone."""
+    try:
+        import readline
+    except ImportError:  # some builds of Python have no line editing
+        yield
+        return
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(_HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            readline.write_history_file(path)
+
+
+def _safe(text: str) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))

@@ -1,0 +1,206 @@
+"""`onegpu run`: a chat in the terminal, with a running server or one of its own."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from server.core.errors import ConfigError, OnegpuError
+
+if TYPE_CHECKING:
+    from server.cli.chat.client import Client
+    from server.cli.chat.terminal import Terminal
+    from server.cli.parsing import Commands
+
+_DESCRIPTION = """\
+Chat with MODEL: a GGUF file, a catalogue name, hf:owner/repo, a Modelfile, or a name that a
+running server has. With a TEXT, or text on standard input, answer that and end.
+
+A server at http://127.0.0.1:8000 that has MODEL is used; otherwise one is started for this chat
+and ended with it."""
+_EPILOG = """\
+examples:
+  onegpu run models/demo.gguf                   a chat; /help lists its commands
+  onegpu run qwen3:8b "Why is the sky blue?"    one answer
+  onegpu run qwen3:8b "Summarise:" < paper.txt  the text, a blank line, and the file
+  onegpu run --url http://gpu-box:8000 --key KEY
+
+Exit status: 0 done, 1 no answer or not all of it, 2 wrong usage or configuration, 130 interrupted."""
+# Handed to `onegpu serve` as they are.
+_SERVE_FLAGS = {
+    "--n-ctx": ("TOKENS", "most tokens of the whole chat"),
+    "--n-gpu-layers": ("N", "layers on the GPU: a number, all, or auto"),
+    "--kv-type": ("TYPE", "f16, q8_0, q4_0"),
+    "--config": ("FILE", "a YAML file with settings"),
+}
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "run",
+        prog="onegpu run",
+        help="chat with a model in the terminal",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.set_defaults(run=run, parser=parser)
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="what to talk to [what the running server has]"
+    )
+    parser.add_argument("text", nargs="*", metavar="TEXT", help="a message to answer [a chat]")
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt [the model's own]")
+    there = parser.add_argument_group("a server that is there")
+    there.add_argument("--url", metavar="URL", help="where it listens [http://127.0.0.1:8000]")
+    there.add_argument("--key", metavar="KEY", help="the key that it asks for [none]")
+    own = parser.add_argument_group("a server of its own")
+    for flag, (metavar, text) in _SERVE_FLAGS.items():
+        own.add_argument(flag, metavar=metavar, help=f"{text} [as onegpu serve]")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Chat, or answer once. Raises `ConfigError` and `OnegpuError`."""
+    from server.cli.chat.conversation import Conversation
+    from server.cli.chat.repl import Repl
+    from server.cli.chat.terminal import Terminal, history
+
+    terminal = Terminal()
+    question = _question(options.text)
+    with _ending_by_signals(), _connected(options, terminal) as (client, model):
+        chat = Repl(client, Conversation(model, options.system), terminal)
+        if question is not None:
+            return chat.ask(question)
+        terminal.note(f"{model} at {client.url}. /help lists the commands, /bye leaves.")
+        with history(Path.home() / ".local" / "state" / "onegpu" / "history"):
+            chat.run()
+    return 0
+
+
+def _question(words: list[str]) -> str | None:
+    """Return what is to be answered once; None when a person sits at the terminal."""
+    given = " ".join(words)
+    if sys.stdin.isatty():
+        return given or None
+    piped = sys.stdin.read()
+    text = "\n\n".join(part for part in (given, piped.rstrip("\n")) if part.strip())
+    if not text:
+        raise ConfigError("There is nothing to answer: standard input is empty.")
+    return text
+
+
+@contextlib.contextmanager
+def _connected(options: argparse.Namespace, terminal: Terminal) -> Iterator[tuple[Client, str]]:
+    """Find a server or start one; give its client and the model's name there."""
+    from server.cli.chat.client import DEFAULT_URL, Client
+    from server.cli.chat.owned import OwnServer
+
+    client = Client(options.url or DEFAULT_URL, options.key)
+    name = _name_there(client, options, required=options.url is not None)
+    if name is not None:
+        terminal.status(f"asking {client.url}")
+        _await_loaded(client, name, terminal)
+        terminal.clear_status()
+        yield client, name
+        return
+    arguments = [] if options.model is None else [options.model]
+    arguments += [] if options.config else ["--slots", "1"]
+    for flag in _SERVE_FLAGS:
+        value = getattr(options, flag.removeprefix("--").replace("-", "_"))
+        arguments += [] if value is None else [flag, value]
+
+    def progress(share: float | None) -> None:
+        shown = "" if share is None else f": {share:.0%}"
+        terminal.status(f"loading {options.model or 'the model'}{shown}")
+
+    with OwnServer(arguments, progress) as server:
+        terminal.clear_status()
+        own = Client(server.url, options.key)
+        yield own, own.models()[0]["id"]
+
+
+def _name_there(client: Client, options: argparse.Namespace, *, required: bool) -> str | None:
+    """Name under which a running server has the model, None when it is to be served here.
+
+    Raises `ConfigError` or `ServerError` when the server was asked for by its URL.
+    """
+    from server.cli.chat.client import ServerError
+
+    try:
+        cards = client.models()
+    except ServerError as error:
+        if required or error.status in (401, 403):
+            raise
+        return None
+    names = [card["id"] for card in cards]
+    if options.model is None and names:
+        return str(names[0])
+    if options.model in names:
+        return str(options.model)
+    if options.model and (served := _same_file(client, Path(options.model))) in names:
+        return served
+    if required:
+        raise ConfigError(f"{client.url} has no model {options.model}. It has {', '.join(names)}.")
+    return None
+
+
+def _same_file(client: Client, path: Path) -> str | None:
+    """Name of the running server's model when it is the file at `path`."""
+    from server.cli.chat.client import ServerError
+
+    if not path.is_file():
+        return None
+    try:
+        props = client.get("/props")
+        same = path.samefile(props["model_path"])
+    except (ServerError, OSError, KeyError, TypeError):
+        return None
+    return str(props.get("model_alias")) if same else None
+
+
+def _await_loaded(client: Client, name: str, terminal: Terminal) -> None:
+    """Have the model loaded and show how far it is. Raises `OnegpuError` when that fails."""
+    import time
+
+    from server.cli.chat.client import ServerError
+
+    asked = False
+    while True:
+        card = next((card for card in client.models() if card["id"] == name), {})
+        state = card.get("state", "ready")
+        if state == "ready":
+            return
+        if state == "failed":
+            raise OnegpuError(f"{name} could not be loaded: {card.get('error') or 'see the log'}.")
+        if state == "unloaded" and not asked:
+            asked = True
+            try:
+                client.post("/models/load", {"model": name})
+            except ServerError as error:
+                if error.status in (404, 405):
+                    return  # the first request loads it
+                raise
+            continue
+        share = card.get("load_progress")
+        shown = f": {share:.0%}" if isinstance(share, int | float) else ""
+        terminal.status(f"{state} {name}{shown}")
+        time.sleep(0.25)
+
+
+@contextlib.contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the program through its `finally`s: a server of its own must go."""
+
+    def end(number: int, _: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

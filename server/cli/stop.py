@@ -1,0 +1,53 @@
+"""`onegpu stop`: have a running server unload a model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from server.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from server.cli.parsing import Commands
+
+_DESCRIPTION = """\
+Have a running server unload MODEL and give its memory back. Running requests are finished first;
+the next request for MODEL loads it again. The server itself goes on: Ctrl-C or SIGTERM ends it."""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the subcommand."""
+    from server.cli.ps import add_server_flags
+
+    parser = commands.add_parser(
+        "stop",
+        prog="onegpu stop",
+        help="have a running server unload a model",
+        description=_DESCRIPTION,
+    )
+    parser.set_defaults(run=run, parser=parser)
+    parser.add_argument("model", metavar="MODEL", help="a name that `onegpu ps` lists")
+    add_server_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask for it. Raises `ConfigError` for an unknown name and `ServerError`."""
+    from server.cli.chat.client import DEFAULT_URL, Client, ServerError
+
+    client = Client(options.url or DEFAULT_URL, options.key)
+    cards = {card["id"]: card for card in client.models()}
+    if options.model not in cards:
+        has = ", ".join(cards) or "nothing"
+        raise ConfigError(f"{client.url} serves no model {options.model}. It serves {has}.")
+    if cards[options.model].get("state") == "unloaded":
+        print(f"{options.model} is not loaded.")
+        return 0
+    try:
+        client.post("/models/unload", {"model": options.model})
+    except ServerError as error:
+        if error.status not in (404, 405):
+            raise
+        message = f"The server at {client.url} cannot unload models: it is too old, or another one."
+        raise ServerError(message, status=error.status) from error
+    print(f"{options.model} is being unloaded; requests that run are finished first.")
+    return 0
