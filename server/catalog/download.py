@@ -146,10 +146,13 @@ class _Puller:
 
     def _download(self, listing: Listing, candidate: Candidate, targets: list[Path]) -> None:
         partials = [Partial(t, f) for t, f in zip(targets, candidate.files, strict=True)]
-        self._drop_stale(partials)
-        self._check_room(partials)
+        # From here on nothing of it counts as complete, whatever becomes of this process.
         manifest = self._manifest(listing, candidate, targets)
         write_manifest(targets[0], manifest)
+        for partial in partials:
+            partial.adopt()
+        self._drop_stale(partials)
+        self._check_room(partials)
         self._recover(partials)
         self._fetch(listing, candidate, partials)
         for partial in partials:

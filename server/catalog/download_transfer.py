@@ -54,6 +54,16 @@ class Partial:
         """SHA-256 of what is there, hexadecimal."""
         return self._digest.hexdigest()
 
+    def adopt(self) -> None:
+        """Take a file that has the final name and size, but was not verified under it.
+
+        It was renamed just before its process was killed, or somebody put it there.
+        """
+        if self.path.exists() or not self.target.is_file():
+            return
+        if self.target.stat().st_size == self.file.size:
+            self.target.replace(self.path)
+
     def recover(self, progress: Progress) -> None:
         """Hash what an earlier run left."""
         self._restart()

@@ -26,6 +26,7 @@ import hashlib
 import json
 import re
 import socket
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -110,9 +111,17 @@ class HubServer:
         return [r for r in self.requests if r.method == "GET" and r.path == f"/cdn/{name}"]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that are killed, which is what tests do to them."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _serve(hub: HubServer, handler: type[_Handler]) -> ThreadingHTTPServer:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler,), {"hub": hub}))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), type("Bound", (handler,), {"hub": hub}))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
 
@@ -262,6 +271,9 @@ class _CdnHandler(_Handler):
         with self.hub.lock:
             cut = self.hub.cut_after[name].pop(0) if self.hub.cut_after[name] else None
             hold = self.hub.hold.pop(name, None)
+        if hold is not None:
+            # What the client has not read is then at most its own receive buffer.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         stops = [n for n in (cut, hold and hold.after) if n is not None]
         count = 0
         for piece in _pieces(data, stops):

@@ -1,0 +1,90 @@
+"""The command itself, killed in the middle with SIGKILL, then given again."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.catalog.hub_downloads import blob
+from tests.catalog.hub_server import Hold, HubServer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAME = "m-Q4_K_M.gguf"
+SIZE = 24 << 20
+# More than the client's receive buffer and its write buffer together: some of it is on disk.
+HELD = 16 << 20
+
+
+def command(hub: HubServer) -> list[str]:
+    script = str(ROOT / "scripts" / "download_model.py")
+    return [
+        sys.executable,
+        script,
+        "hf:o/r:Q4_K_M",
+        "--models-dir",
+        "m",
+        "--endpoint",
+        hub.endpoint,
+    ]
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {"HOME": str(home), "PATH": os.environ["PATH"], "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+@pytest.mark.slow
+def test_a_killed_download_goes_on_with_the_same_command(tmp_path) -> None:
+    with HubServer() as hub:
+        data = blob(SIZE)
+        hub.add("o/r", {NAME: data})
+        hold = hub.hold[NAME] = Hold(after=HELD)
+        folder = tmp_path / "m" / "o" / "r"
+
+        child = subprocess.Popen(
+            command(hub),
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert hold.reached.wait(60)
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            hold.release.set()
+        [part] = folder.glob("*.part")
+        kept = part.stat().st_size
+        assert 0 < kept < SIZE
+        assert not (folder / NAME).exists()
+        listed = run(hub, tmp_path, "list")
+        assert f"{100 * kept // SIZE} % there" in listed.stdout
+
+        ended = run(hub, tmp_path)
+
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.strip() == f"m/o/r/{NAME}"
+        assert (folder / NAME).read_bytes() == data
+        assert [request.range for request in hub.gets(NAME)] == [None, f"bytes={kept}-"]
+        assert "checking what is there" in ended.stderr
+        assert f"verified SHA-256 {hub.sha256('o/r', NAME)[:12]}" in ended.stderr
+        # Nothing else came along: no bars, no warnings of the client.
+        assert "\r" not in ended.stderr
+        assert "it/s" not in ended.stderr
+
+
+def run(hub: HubServer, home: Path, other: str | None = None) -> subprocess.CompletedProcess[str]:
+    argv = command(hub)
+    if other is not None:
+        argv = [sys.executable, "-m", "server", other, "--models-dir", "m"]
+    return subprocess.run(
+        argv,
+        cwd=home,
+        env={**environment(home), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
