@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.catalog.plan import Allocated
-from server.core.errors import ConfigError, GenerationFailed
+from server.core.errors import GenerationFailed
 from server.core.request import GenerationRequest
 from server.engine.interface import Backend, BackendLoader, ModelInfo
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
@@ -22,9 +22,9 @@ from server.llama.native import library
 from server.llama.params import LlamaParams
 from server.llama.sampling import Sampler, SamplerSource, make_sampler
 from server.llama.vocab import LlamaVocab
+from server.llama.warmup import WarmUp
 
 _FLOAT_BYTES = 4
-_WARM_UP_ROWS = 8
 
 
 class LlamaBackend:
@@ -41,6 +41,7 @@ class LlamaBackend:
         self._n_vocab = self._vocab.n_vocab
         self._info = read_info(loaded, params, self._n_vocab)
         self._row_by_row = params.row_by_row
+        self._unified = params.unified
         self._cells = [0] * params.slots
         self._samplers: list[Sampler | None] = [None] * params.slots
         self._source = SamplerSource(
@@ -216,26 +217,22 @@ class LlamaBackend:
         logits = _floats_at(row, self._n_vocab)
         return Sample(token, logprobs_of(logits, token, sampler.logprobs))
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, deep: bool | None = None) -> int:
         """Decode once and forget it, so that the first request waits for no page or pool.
 
-        On a GPU a full graph: its memory pools then reach their peak while a failure is harmless.
-        Raises `ConfigError` when it fails.
+        On a GPU (or with `deep`) at full depth: its memory pools then reach their peak while a failure is harmless.
+        Returns the depth in cells. Raises `ConfigError` when it fails.
         """
+        warming = WarmUp(
+            library=self._library,
+            context=self._context,
+            batch=self._batch,
+            slots=len(self._cells),
+            unified=self._unified,
+            token=next(iter(self._vocab.eog), 0),
+        )
         gpu = self._library.supports_gpu_offload()
-        count = self._library.n_ubatch(self._context) if gpu else _WARM_UP_ROWS
-        token = next(iter(self._vocab.eog), 0)
-        rows = [Rows(slot=0, start=0, tokens=[token] * min(count, self.n_batch), output=True)]
-        self._batch.fill(rows)
-        code = self._library.decode(self._context, self._batch.native)
-        if code:
-            raise ConfigError(
-                f"The first decode call failed with code {code}. If memory ran out, lower slots, "
-                "n_ctx, kv_cells or n_gpu_layers, or choose kv_type q8_0."
-            )
-        self._library.synchronize(self._context)
-        clear_data = True
-        self._library.memory_clear(self._memory, clear_data)
+        return warming.run(deep=gpu if deep is None else deep)
 
 
 def _float_at(address: int) -> float:

@@ -94,6 +94,10 @@ _SIGNATURES: dict[str, _Signature] = {
     "memory_clear": _Signature(None, (_P, _BOOL), quick=False),
     "memory_seq_rm": _Signature(_BOOL, (_P, _I32, _I32, _I32)),
     "memory_seq_pos_max": _Signature(_I32, (_P, _I32)),
+    "memory_seq_cp": _Signature(None, (_P, _I32, _I32, _I32, _I32)),
+    "state_seq_get_size": _Signature(_SIZE, (_P, _I32), quick=False),
+    "state_seq_get_data": _Signature(_SIZE, (_P, _STR, _SIZE, _I32), quick=False),
+    "state_seq_set_data": _Signature(_SIZE, (_P, _STR, _SIZE, _I32), quick=False),
     "decode": _Signature(_I32, (_P, Batch), quick=False),
     "synchronize": _Signature(None, (_P,), quick=False),
     "get_logits_ith": _Signature(_P, (_P, _I32)),
@@ -174,6 +178,10 @@ class Library:
     memory_clear: Callable[[Address, bool], None]
     memory_seq_rm: Callable[[Address, int, int, int], bool]
     memory_seq_pos_max: Callable[[Address, int], int]
+    memory_seq_cp: Callable[[Address, int, int, int, int], None]
+    state_seq_get_size: Callable[[Address, int], int]
+    state_seq_get_data: Callable[[Address, Any, int, int], int]
+    state_seq_set_data: Callable[[Address, Any, int, int], int]
     decode: Callable[[Address, Batch], int]
     synchronize: Callable[[Address], None]
     get_logits_ith: Callable[[Address, int], Address | None]

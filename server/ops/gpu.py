@@ -1,0 +1,104 @@
+"""NVIDIA cards, read through NVML. A machine without card or driver has none, and that is no error."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_LOG = logging.getLogger("onegpu.gpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card. Sizes in bytes."""
+
+    index: int
+    name: str
+    total: int
+    free: int
+    """What nobody uses now, other processes' share taken off."""
+    compute_capability: tuple[int, int]
+    driver: str
+
+    @property
+    def architecture(self) -> str:
+        """What CMake's CUDA_ARCHITECTURES calls it: `86`, `90`."""
+        major, minor = self.compute_capability
+        return f"{major}{minor}"
+
+
+def read_cards(nvml: Any = None) -> list[Card]:
+    """Read all cards, in NVML's order; [] where there is no card, driver or library.
+
+    `nvml` stands in for pynvml in tests. A card that cannot be read is logged and left out.
+    """
+    with _session(nvml) as library:
+        if library is None:
+            return []
+        driver = _text(library.nvmlSystemGetDriverVersion())
+        cards = []
+        for index in range(library.nvmlDeviceGetCount()):
+            try:
+                cards.append(_read(library, index, driver))
+            except library.NVMLError as error:
+                _LOG.warning("GPU %d cannot be read: %s", index, error)
+        return cards
+
+
+def memory_used(index: int = 0, nvml: Any = None) -> tuple[int, int] | None:
+    """Return used and total bytes of one card; None where it cannot be read. Takes about 0.1 ms."""
+    with _session(nvml) as library:
+        if library is None:
+            return None
+        try:
+            memory = library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(index))
+        except library.NVMLError as error:
+            _LOG.warning("GPU %d cannot be read: %s", index, error)
+            return None
+        return int(memory.total) - int(memory.free), int(memory.total)
+
+
+@contextmanager
+def _session(nvml: Any) -> Iterator[Any]:
+    """Give the initialised library, or None."""
+    library = nvml
+    if library is None:
+        # Imported late: it is not needed, and may be missing, where there is no card.
+        try:
+            library = importlib.import_module("pynvml")
+        except ImportError:
+            yield None
+            return
+    try:
+        library.nvmlInit()
+    except library.NVMLError as error:
+        _LOG.debug("no GPU: %s", error)
+        yield None
+        return
+    try:
+        yield library
+    finally:
+        library.nvmlShutdown()
+
+
+def _read(library: Any, index: int, driver: str) -> Card:
+    handle = library.nvmlDeviceGetHandleByIndex(index)
+    memory = library.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = library.nvmlDeviceGetCudaComputeCapability(handle)
+    return Card(
+        index,
+        _text(library.nvmlDeviceGetName(handle)),
+        int(memory.total),
+        int(memory.free),
+        (int(major), int(minor)),
+        driver,
+    )
+
+
+def _text(value: str | bytes) -> str:
+    # Releases of the bindings before 12 return bytes.
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
