@@ -285,7 +285,7 @@ def test_a_lock_is_not_shared_by_its_vanished_name(tmp_path) -> None:
 
 
 def test_without_a_quantization_the_chooser_decides_and_says_why(hub, pulls) -> None:
-    offered = []
+    offered: list[str] = []
 
     def chooser(found):
         offered.extend(candidate.quant for candidate in found)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import hf_hub_download
@@ -17,34 +18,41 @@ CATALOGUE = builtin_catalogue()
 WEIGHTS = gguf()
 
 
-@pytest.fixture
-def ollama(tmp_path):
-    """Puts a model into an Ollama store."""
-    store = tmp_path / "ollama"
+class OllamaStore:
+    """A store as Ollama lays it out."""
 
-    def blob(data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        (store / "blobs").mkdir(parents=True, exist_ok=True)
-        (store / "blobs" / f"sha256-{digest}").write_bytes(data)
-        return f"sha256:{digest}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def put(name: str, quant: str = "Q4_K_M", data: bytes = WEIGHTS, size: int | None = None):
+    def put(
+        self, name: str, quant: str = "Q4_K_M", data: bytes = WEIGHTS, size: int | None = None
+    ) -> Path:
         config = json.dumps({"model_format": "gguf", "file_type": quant}).encode()
-        kind = "application/vnd.ollama.image.model"
-        layer = {"mediaType": kind, "digest": blob(data), "size": size or len(data)}
-        other = {"mediaType": "application/vnd.ollama.image.license", "digest": blob(b"MIT")}
-        manifest = {
-            "schemaVersion": 2,
-            "config": {"digest": blob(config)},
-            "layers": [other, layer],
-        }
-        path = store / "manifests" / name
+        weights = self.blob(data)
+        layers = [
+            {"mediaType": "application/vnd.ollama.image.license", "digest": self.blob(b"MIT")},
+            {
+                "mediaType": "application/vnd.ollama.image.model",
+                "digest": weights,
+                "size": size or len(data),
+            },
+        ]
+        manifest = {"schemaVersion": 2, "config": {"digest": self.blob(config)}, "layers": layers}
+        path = self.folder / "manifests" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(manifest), encoding="utf-8")
-        return store / "blobs" / layer["digest"].replace(":", "-")
+        return self.folder / "blobs" / weights.replace(":", "-")
 
-    put.store = store
-    return put
+    def blob(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "blobs" / f"sha256-{digest}").write_bytes(data)
+        return f"sha256:{digest}"
+
+
+@pytest.fixture
+def ollama(tmp_path) -> OllamaStore:
+    return OllamaStore(tmp_path / "ollama")
 
 
 def library(tmp_path, **stores) -> Library:
@@ -78,8 +86,8 @@ def library(tmp_path, **stores) -> Library:
 def test_what_ollama_holds_is_used_in_place(
     tmp_path, ollama, manifest, quant, found_as, not_as
 ) -> None:
-    path = ollama(manifest, quant)
-    here = library(tmp_path, ollama=(ollama.store,))
+    path = ollama.put(manifest, quant)
+    here = library(tmp_path, ollama=(ollama.folder,))
 
     for text in found_as:
         assert here.find(CATALOGUE.parse(text)) == path, text
@@ -89,9 +97,9 @@ def test_what_ollama_holds_is_used_in_place(
 
 
 def test_a_pull_says_where_it_was_found(tmp_path, ollama) -> None:
-    path = ollama("registry.ollama.ai/library/qwen3/32b")
+    path = ollama.put("registry.ollama.ai/library/qwen3/32b")
     with HubServer() as hub:
-        pulls = Pulls(hub, tmp_path / "models", ollama=(ollama.store,))
+        pulls = Pulls(hub, tmp_path / "models", ollama=(ollama.folder,))
 
         assert pulls("qwen3:32b") == path
         assert "in Ollama's store, used in place" in pulls.told.text
@@ -99,9 +107,9 @@ def test_a_pull_says_where_it_was_found(tmp_path, ollama) -> None:
 
 
 def test_a_blob_that_is_not_whole_is_not_used(tmp_path, ollama) -> None:
-    ollama("registry.ollama.ai/library/qwen3/32b", size=len(WEIGHTS) + 1)
-    ollama("registry.ollama.ai/library/qwen3/8b", data=WEIGHTS[:-20])
-    here = library(tmp_path, ollama=(ollama.store,))
+    ollama.put("registry.ollama.ai/library/qwen3/32b", size=len(WEIGHTS) + 1)
+    ollama.put("registry.ollama.ai/library/qwen3/8b", data=WEIGHTS[:-20])
+    here = library(tmp_path, ollama=(ollama.folder,))
 
     assert here.find(CATALOGUE.parse("qwen3:32b")) is None
     assert here.find(CATALOGUE.parse("qwen3:8b")) is None
@@ -109,16 +117,16 @@ def test_a_blob_that_is_not_whole_is_not_used(tmp_path, ollama) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"layers": []}'])
 def test_manifests_of_other_kinds_are_passed_over(tmp_path, ollama, text) -> None:
-    path = ollama.store / "manifests" / "registry.ollama.ai" / "library" / "qwen3" / "32b"
+    path = ollama.folder / "manifests" / "registry.ollama.ai" / "library" / "qwen3" / "32b"
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="utf-8")
 
-    assert library(tmp_path, ollama=(ollama.store,)).entries() == []
+    assert library(tmp_path, ollama=(ollama.folder,)).entries() == []
 
 
 def test_ollamas_blobs_are_never_removed(tmp_path, ollama) -> None:
-    path = ollama("registry.ollama.ai/library/qwen3/32b")
-    here = library(tmp_path, ollama=(ollama.store,))
+    path = ollama.put("registry.ollama.ai/library/qwen3/32b")
+    here = library(tmp_path, ollama=(ollama.folder,))
     [entry] = here.named("qwen3:32b")
 
     with pytest.raises(ConfigError, match="belongs to Ollama"):
@@ -128,12 +136,12 @@ def test_ollamas_blobs_are_never_removed(tmp_path, ollama) -> None:
 
 
 def test_our_own_copy_comes_first(tmp_path, ollama) -> None:
-    ollama("hf.co/o/r/Q8_0", "Q8_0")
+    ollama.put("hf.co/o/r/Q8_0", "Q8_0")
     with HubServer() as hub:
         hub.add("o/r", {"m-Q8_0.gguf": WEIGHTS})
         own = Pulls(hub, tmp_path / "models")("hf:o/r:Q8_0")
 
-    assert library(tmp_path, ollama=(ollama.store,)).find(CATALOGUE.parse("hf:o/r")) == own
+    assert library(tmp_path, ollama=(ollama.folder,)).find(CATALOGUE.parse("hf:o/r")) == own
 
 
 def test_what_the_hubs_own_client_cached_is_used(tmp_path) -> None:
