@@ -20,10 +20,9 @@ class Modelfile:
     origin: str
     """The file, or what stands for it in messages."""
     base: str
-    """FROM: a path (made absolute, or relative to the working directory), a catalogue name, a hub
-    reference, or the name of another Modelfile."""
+    """FROM: an absolute path, a catalogue name, a hub reference, or the name of another Modelfile."""
     adapter: str | None = None
-    """ADAPTER: a LoRA GGUF, as a path like `base` or as a URL."""
+    """ADAPTER: a LoRA GGUF, as an absolute path or as a URL or hub reference."""
     adapter_scale: float = 1.0
     system: str | None = None
     """SYSTEM; empty text is a prompt that was taken away on purpose."""

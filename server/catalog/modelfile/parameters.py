@@ -136,12 +136,11 @@ class Parameters:
         self.warnings.append(f"{self._source.place(line.offset)}: {message}")
 
     def _sampling(self, name: str, line: Instruction) -> None:
-        value: float | None = self._number(line, SAMPLING[name])
+        value = self._number(line, SAMPLING[name])
         if name == "seed":
-            value = None if value == -1 else int(value or 0) % 2**32
-        elif name == "top_k":
-            value = max(0, int(value or 0))
-        self.sampling[name] = value
+            self.sampling[name] = None if value == -1 else int(value) % 2**32
+        else:
+            self.sampling[name] = max(0, value) if name == "top_k" else value
 
     def _num_ctx(self, line: Instruction) -> None:
         self.fields["n_ctx"] = self._number(line, _Number(int, 16, _MOST))

@@ -95,10 +95,10 @@ def resolve(modelfile: Modelfile, load: Callable[[str], Modelfile | None]) -> Mo
     """
     chain = [modelfile]
     while (parent := load(chain[-1].base)) is not None:
-        names = [link.origin for link in chain]
-        if parent.origin in names:
-            start = names.index(parent.origin)
-            raise ConfigError(_loop([*names[start:], parent.origin], chain[-1]))
+        places = [os.path.abspath(link.origin) for link in chain]
+        if (again := os.path.abspath(parent.origin)) in places:
+            loop = [link.origin for link in chain[places.index(again) :]]
+            raise ConfigError(_loop([*loop, loop[0]], chain[-1]))
         chain.append(parent)
     resolved = chain.pop()
     while chain:
@@ -222,7 +222,7 @@ class _Reading:
         if re.search(r"\s#", line.value):
             raise self.source.fail(line.value_offset, "a comment must be on a line of its own.")
         base = self._located(line)
-        if base.lower().endswith((".safetensors", ".bin", ".pth", ".pt")):
+        if base.lower().endswith((".safetensors", ".pth", ".pt")):
             message = f"{line.value} is not a GGUF. Convert it, or look for a GGUF of this model."
             raise self.source.fail(line.value_offset, message)
         if not _REMOTE.match(base) and Path(base).is_dir() and _is_path(base):
@@ -237,7 +237,7 @@ class _Reading:
             )
         located = self._located(line)
         if not _REMOTE.match(located) and not _is_path(located):
-            located = os.path.normpath(self._folder / located)
+            located = os.path.abspath(self._folder / located)
         self._fields["adapter"] = located
         if warning := check_adapter(self.source, line, located):
             self._warnings.append(warning)
@@ -256,7 +256,7 @@ class _Reading:
             start = os.path.relpath(text, self._folder)
             message = f"{text} does not exist: paths start at the Modelfile's folder. Write {line.name} {start}"
             raise self.source.fail(line.value_offset, message)
-        return os.path.normpath(path)
+        return os.path.abspath(path)
 
 
 def _is_path(text: str) -> bool:
