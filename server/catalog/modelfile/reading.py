@@ -95,8 +95,8 @@ def resolve(modelfile: Modelfile, load: Callable[[str], Modelfile | None]) -> Mo
     """
     chain = [modelfile]
     while (parent := load(chain[-1].base)) is not None:
-        places = [os.path.abspath(link.origin) for link in chain]
-        if (again := os.path.abspath(parent.origin)) in places:
+        places = [Path(link.origin).resolve() for link in chain]
+        if (again := Path(parent.origin).resolve()) in places:
             loop = [link.origin for link in chain[places.index(again) :]]
             raise ConfigError(_loop([*loop, loop[0]], chain[-1]))
         chain.append(parent)
@@ -237,7 +237,7 @@ class _Reading:
             )
         located = self._located(line)
         if not _REMOTE.match(located) and not _is_path(located):
-            located = os.path.abspath(self._folder / located)
+            located = _absolute(self._folder / located)
         self._fields["adapter"] = located
         if warning := check_adapter(self.source, line, located):
             self._warnings.append(warning)
@@ -256,8 +256,12 @@ class _Reading:
             start = os.path.relpath(text, self._folder)
             message = f"{text} does not exist: paths start at the Modelfile's folder. Write {line.name} {start}"
             raise self.source.fail(line.value_offset, message)
-        return os.path.abspath(path)
+        return _absolute(path)
 
 
 def _is_path(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~")) or _FILE_NAME.search(text) is not None
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - a link keeps the name that it was asked for by
