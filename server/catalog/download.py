@@ -29,7 +29,7 @@ from server.catalog.library_manifest import (
     sync_folder,
     write_manifest,
 )
-from server.catalog.references import ModelRef
+from server.catalog.references import ModelRef, hub_hint
 from server.core.errors import ConfigError, ModelFileError
 
 _SPARE_BYTES = 64 << 20
@@ -73,12 +73,18 @@ def pull(
         progress.say(f"{ref} is there{where}: {found.path}")
         return found.path
     if ref.kind == "file":
-        raise ConfigError(f"The model file {ref.path} does not exist, and a path is not pulled.")
+        raise ConfigError(
+            f"The model file {ref.path} does not exist, and a path is not pulled.{hub_hint(ref)}"
+        )
     if offline:
         raise HubError(f"{ref} is not on this machine, and offline mode forbids to get it.")
     options = HubOptions(endpoint=endpoint, token=token)
     puller = _Puller(ref, library, Hub(options), quant_chooser, progress, machine or Machine())
-    return puller.run()
+    try:
+        return puller.run()
+    except OSError as error:
+        what = error.filename or library.models_dir
+        raise HubError(f"{what} cannot be written: {error.strerror or error}.") from error
 
 
 class _Puller:

@@ -101,6 +101,12 @@ def nearest(text: str, choices: Collection[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def hub_hint(ref: ModelRef) -> str:
+    """Return the hub reference that a path without a file may have been meant for, else nothing."""
+    meant = ref.kind == "file" and re.fullmatch(rf"{_NAME}/{_NAME}(:[A-Za-z0-9_-]+)?", ref.text)
+    return f" For the repository on the hub write hf:{ref.text}" if meant else ""
+
+
 def _hub_reference(text: str, rest: str) -> ModelRef:
     match = _HUB.fullmatch(rest.rstrip("/"))
     if match is None or ".." in rest:

@@ -61,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.name is None:
         options.parser.error("the following arguments are required: NAME")
-    print(ensure(options.name, load_settings(options)))
+    try:
+        print(ensure(options.name, load_settings(options)))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise
     return 0
 
 

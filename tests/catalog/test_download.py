@@ -351,7 +351,8 @@ def test_the_rule_of_thumb_takes_the_largest_quantized_one() -> None:
         ("hf:o/safe:Q8_0", ModelFileError, "has no GGUF files; it has safetensors weights"),
         ("hf:o/safe", ModelFileError, "such as o/safe-GGUF"),
         ("hf:o/two:Q8_0", ConfigError, "has several files of Q8_0. Name one: hf:o/two/a-Q8_0.gguf"),
-        ("missing.gguf", ConfigError, "does not exist"),
+        ("missing.gguf", ConfigError, "does not exist, and a path is not pulled.$"),
+        ("o/r:Q4_K_M", ConfigError, "write hf:o/r:Q4_K_M$"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(hub, pulls, text, error, message) -> None:
@@ -374,4 +375,11 @@ def test_a_file_without_a_checksum_is_refused(hub, pulls, monkeypatch) -> None:
     monkeypatch.setattr("tests.catalog.hub_server._LFS", ())
 
     with pytest.raises(ModelFileError, match="gives no SHA-256"):
+        pulls(REF)
+
+
+def test_a_folder_that_cannot_be_written_is_named(hub, pulls) -> None:
+    pulls.library.models_dir.write_bytes(b"a file, where a folder belongs")
+
+    with pytest.raises(HubError, match=r"models/o/r cannot be written: Not a directory"):
         pulls(REF)
