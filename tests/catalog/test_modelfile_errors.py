@@ -20,6 +20,7 @@ from server.core.errors import ConfigError
         ("FROM m\nCOPY a b", "2:1", "A line begins with one of FROM,"),
         ("FROM m\nSYSTEM You are\nhelpful", "3:1", "belongs to the text of SYSTEM above, put that"),
         ("FROM m\n// no comment", "2:1", "'//' is not an instruction"),
+        ("\x1f", "1:1", "is not an instruction"),
         ("FROM", "1:5", "FROM needs a value on the same line"),
         ("FROM   \nSYSTEM x", "1:5", "needs a value on the same line"),
         ('FROM ""', "1:7", "needs the name or path"),

@@ -188,7 +188,7 @@ def _unclosed(source: Source, start: int, mark: str) -> ConfigError:
 
 def _unknown(source: Source, start: int, before: list[Instruction]) -> ConfigError:
     line = source.text[start : source.line_end(start)]
-    word = line.split(maxsplit=1)[0][:40]
+    word = (line.split(maxsplit=1) or [line])[0][:40]
     last = before[-1] if before else None
     if near := nearest(word.upper(), INSTRUCTIONS):
         hint = near
