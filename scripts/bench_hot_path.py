@@ -62,25 +62,23 @@ class FreeLibrary:
         return self._token
 
 
-def chat_body(parts: Parts) -> bytes:
+async def chat_body(parts: Parts) -> bytes:
     """Return a chat of a few turns that renders to about `PROMPT_TOKENS` tokens."""
-    _, tokenizer = parts.engine.model
     sentence = "The slots of a pool are shared by all requests that run at the same time. "
-    words = sentence * (PROMPT_TOKENS // len(tokenizer.encode(sentence)) // 2)
+    async with parts.service.using(None) as (served, lease):
+        words = sentence * (PROMPT_TOKENS // len(lease.tokenizer.encode(sentence)) // 2)
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": words},
         {"role": "assistant", "content": "I see."},
         {"role": "user", "content": words},
     ]
-    name = parts.service.limits.names[0]
-    return json.dumps({"model": name, "messages": messages, "max_tokens": 1}).encode()
+    return json.dumps({"model": served.agent.name, "messages": messages, "max_tokens": 1}).encode()
 
 
 async def way_in(parts: Parts, rounds: int) -> tuple[int, list[float]]:
     """Return the prompt's tokens and the seconds of each round."""
-    await parts.engine.wait_loaded()
-    body = chat_body(parts)
+    body = await chat_body(parts)
     seconds, tokens = [], 0
     for number in range(rounds):
         begin = time.perf_counter()
@@ -132,12 +130,11 @@ def engine_step(model: Path, streams: int, steps: int) -> float:
 
 async def measure(model: Path, rounds: int) -> None:
     """Print both tables."""
-    parts = build(Settings(model=ModelSettings(path=model)), SystemClock())
-    parts.engine.start()
+    parts = build(Settings(model=ModelSettings(path=model)), SystemClock(), Path)
     try:
         await report(parts, model, rounds)
     finally:
-        await parts.engine.stop()
+        await parts.hosts.stop()
         parts.service.shutdown()
 
 

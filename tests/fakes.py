@@ -193,7 +193,7 @@ class FakeEngine:
     state: EngineState = EngineState.READY
     progress: float = 1.0
     manual: bool = False
-    """Requests stay in the line until the test calls `start`, `say`, `finish` or `fail`."""
+    """Requests stay in the line until the test calls `begin`, `say`, `finish` or `fail`."""
     script: Callable[[GenerationRequest], Script] = field(default=lambda _: Script())
     requests: list[GenerationRequest] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
@@ -206,9 +206,15 @@ class FakeEngine:
     prefilling: bool = False
     """Every look at the status finds another step done."""
     dead_reason: str | None = None
+    gated: bool = False
+    held: asyncio.Event | None = None
+    load_error: OnegpuError | None = None
+    starts: int = 0
+    stopping: bool = False
 
     def __post_init__(self) -> None:
         self._changed = asyncio.Event()
+        self.loaded = asyncio.Event()
 
     @property
     def model(self) -> tuple[ModelInfo, FakeTokenizer]:
@@ -218,6 +224,38 @@ class FakeEngine:
             raise EngineDead(self.dead_reason or "The engine stopped.")
         return self.info, self.tokenizer
 
+    def start(self) -> None:
+        """Begin to load; with `gated`, the test ends it by `come_up` or `break_down`."""
+        self.starts += 1
+        if self.gated:
+            self.state, self.progress = EngineState.LOADING, 0.0
+        else:
+            self.loaded.set()
+
+    def come_up(self) -> None:
+        self.state, self.progress = EngineState.READY, 1.0
+        self.loaded.set()
+
+    def break_down(self, error: OnegpuError) -> None:
+        self.state, self.load_error = EngineState.DEAD, error
+        self.loaded.set()
+
+    async def wait_loaded(self) -> None:
+        await self.loaded.wait()
+        if self.load_error is not None:
+            raise self.load_error
+
+    async def stop(self) -> None:
+        """End; with `held`, the test says when."""
+        self.stopping = True
+        if self.held is not None:
+            await self.held.wait()
+        self.state = EngineState.STOPPED
+        self.loaded.set()
+
+    def abandon(self) -> None:
+        self.state = EngineState.STOPPED
+
     def submit(self, request: GenerationRequest) -> FakeStream:
         stream = FakeStream(self, request)
         self.requests.append(request)
@@ -226,7 +264,7 @@ class FakeEngine:
         self.changed()
         if not self.manual:
             script = self.script(request)
-            self.start(stream, script.cached)
+            self.begin(stream, script.cached)
             for text in script.texts:
                 self.say(stream, text)
             if script.error is not None:
@@ -235,7 +273,7 @@ class FakeEngine:
                 self.finish(stream, script.reason)
         return stream
 
-    def start(self, stream: FakeStream, cached: int = 0) -> None:
+    def begin(self, stream: FakeStream, cached: int = 0) -> None:
         self.waiting.remove(stream)
         self.running.append(stream)
         stream.push(Started(self.running.index(stream), len(stream.request.prompt), cached))

@@ -16,8 +16,13 @@ from server.api.limits import ApiLimits
 from server.api.parts import Parts
 from server.core.clock import SystemClock
 from server.gateway.admission import AdmissionController, AdmissionLimits
+from server.gateway.agent import Agent
 from server.gateway.health import Health, HealthLimits
+from server.gateway.host import Host, HostSpec, HostState
+from server.gateway.hosts import HostManager
+from server.gateway.memory import Budget, Footprint
 from server.gateway.prompter import Prompter
+from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from tests.fakes import FakeEngine
@@ -34,32 +39,33 @@ class Stack:
     max_queue: int = 8
     connect_timeout: float = 30.0
     read_timeout: float = 30.0
+    agents: tuple[Agent, ...] = ()
+    """Further agents on the same weights."""
     url: str = ""
     server: uvicorn.Server = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         clock = SystemClock()
-        limits = ServiceLimits(
-            names=(MODEL, "alias"),
-            slots=self.engine.slots,
-            n_ctx=self.engine.n_ctx,
-            default_max_tokens=64,
-            connect_timeout=self.connect_timeout,
-            read_timeout=self.read_timeout,
-        )
-        self.admission = AdmissionController(
-            AdmissionLimits(self.engine.slots, self.max_queue), clock
-        )
+        self.admission = AdmissionController(AdmissionLimits(self.max_queue), clock)
         prompter = Prompter()
         prompter.bind(self.engine.info, self.engine.tokenizer)
-        self.metrics = Metrics(self.engine, self.admission)
+        host = adopted(self.engine, self.admission)
+        n_ctx = self.engine.n_ctx
+        agents = [Agent((MODEL, "alias"), n_ctx=n_ctx, default_max_tokens=64), *self.agents]
+        self.hosts = HostManager([host], Budget(), clock)
+        self.metrics = Metrics([host], self.admission)
         self.service = GenerationService(
-            self.engine, prompter, self.admission, limits, clock, telemetry=self.metrics
+            ModelRouter([Served(agent, host, prompter) for agent in agents]),
+            self.hosts,
+            self.admission,
+            ServiceLimits(self.connect_timeout, self.read_timeout),
+            clock,
+            telemetry=self.metrics,
         )
-        self.health = Health(self.engine, self.admission, HealthLimits(stall_after=5.0), clock)
+        limits = HealthLimits(stall_after=5.0)
+        self.health = Health(self.hosts, host, self.admission, limits, clock)
         self.parts = Parts(
             service=self.service,
-            engine=self.engine,
             health=self.health,
             telemetry=self.metrics,
             render_metrics=self.metrics.render,
@@ -71,6 +77,21 @@ class Stack:
 
     def with_api(self, **changes: object) -> Stack:
         return replace(self, api=replace(self.api, **changes))  # type: ignore[arg-type]
+
+
+def adopted(engine: FakeEngine, admission: AdmissionController, name: str = MODEL) -> Host:
+    """Return a host that has loaded `engine` already."""
+    spec = HostSpec(
+        name=name,
+        slots=engine.slots,
+        n_ctx=engine.n_ctx,
+        kv_cells=engine.slots * engine.n_ctx,
+        footprint=Footprint(cpu=1),
+        make=lambda: engine,
+    )
+    host = Host(spec, admission.open_lane(engine.slots), 0.0)
+    host.engine, host.state, host.loads = engine, HostState.READY, 1
+    return host
 
 
 class _Server(uvicorn.Server):

@@ -24,13 +24,17 @@ STATUS: dict[str, tuple[int, str]] = {
     "queue_full": (503, "service_unavailable_error"),
     "queue_timeout": (503, "service_unavailable_error"),
     "model_loading": (503, "service_unavailable_error"),
+    "model_failed": (503, "service_unavailable_error"),
     "draining": (503, "service_unavailable_error"),
     "engine_dead": (503, "service_unavailable_error"),
     "unavailable": (503, "service_unavailable_error"),
     "engine_timeout": (504, "timeout_error"),
+    "total_timeout": (504, "timeout_error"),
 }
 """Error code → status and `type`. Codes that are not here are faults of the server."""
 
+_WORKED = ("engine_timeout", "total_timeout", "generation_failed")
+"""Codes of what failed after work had started, whatever else is known."""
 _LONGEST_RETRY = 120
 """The official SDK ignores a longer `retry-after`."""
 _UNKNOWN_RETRY = 10.0
@@ -78,7 +82,7 @@ def refuse(error: Exception, *, started: bool = False) -> Refusal:
     if isinstance(error, Unavailable):
         advice = _UNKNOWN_RETRY if error.retry_after is None else error.retry_after
         headers["retry-after"] = str(min(max(1, math.ceil(advice)), _LONGEST_RETRY))
-    if started or error.code in ("engine_timeout", "generation_failed"):
+    if started or error.code in _WORKED:
         headers["x-should-retry"] = "false"
     if isinstance(error, HttpError) and error.allow:
         headers["allow"] = error.allow

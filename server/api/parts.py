@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from server.api.limits import ApiLimits
 from server.core.clock import Clock
-from server.engine.interface import Engine
 from server.gateway.health import Health
 from server.gateway.service import GenerationService
 from server.gateway.telemetry import Telemetry
@@ -21,7 +20,6 @@ class Parts:
     """Handed from `create_app` to every router."""
 
     service: GenerationService
-    engine: Engine
     health: Health
     telemetry: Telemetry
     render_metrics: RenderMetrics

@@ -16,7 +16,10 @@ from server.api.schemas.common import ApiModel
 from server.api.schemas.system import DetokenizeRequest, TokenizeRequest
 from server.core.errors import InvalidRequest
 from server.engine.interface import Tokenizer
+from server.gateway.encoding import compose
 from server.gateway.health import Verdict
+from server.gateway.host import HostState
+from server.gateway.routing import Served
 
 
 def system_router(parts: Parts) -> APIRouter:
@@ -25,30 +28,23 @@ def system_router(parts: Parts) -> APIRouter:
     router.include_router(_tools_router(parts))
 
     @router.get("/props")
-    async def props() -> dict[str, Any]:
-        """Facts about the model and the server's defaults."""
-        return _props(parts)
+    async def props(model: str | None = None) -> dict[str, Any]:
+        """Facts about a loaded model and its defaults."""
+        return _props(parts, parts.service.router.pick(model))
 
     @router.get("/slots")
-    async def slots() -> list[dict[str, Any]]:
-        """One entry per slot."""
+    async def slots(model: str | None = None) -> list[dict[str, Any]]:
+        """One entry per slot of a model; none while it is not loaded."""
+        host = parts.service.router.pick(model).host
         return [
             {"id": view.index, "is_processing": view.running, **asdict(view)}
-            for view in parts.engine.slot_views()
+            for view in host.slot_views()
         ]
 
     @router.get("/health")
     async def health() -> Response:
         """Sum up; fails like `/health/ready`."""
-        status = parts.engine.status()
-        more = {
-            "state": status.state.value,
-            "load_progress": round(status.load_progress, 3),
-            "slots": status.slots,
-            "slots_running": status.running,
-            "requests_waiting": status.waiting,
-        }
-        return _verdict(parts.health.ready(), more)
+        return _verdict(parts.health.ready(), _summary(parts))
 
     @router.get("/health/live")
     async def live() -> Response:
@@ -58,7 +54,7 @@ def system_router(parts: Parts) -> APIRouter:
     @router.get("/health/ready")
     async def ready() -> Response:
         """Fail while requests would be refused."""
-        progress = round(parts.engine.status().load_progress, 3)
+        progress = _summary(parts)["load_progress"]
         return _verdict(parts.health.ready(), {"load_progress": progress})
 
     @router.get("/metrics")
@@ -79,16 +75,17 @@ def _tools_router(parts: Parts) -> APIRouter:
         """Text to token ids."""
         body = await read_model(request, TokenizeRequest, pause)
         headers = _ignored(parts, body)
-        _, tokenizer = parts.service.model()
-        return await parts.service.in_thread(_tokenized, tokenizer, body, headers)
+        async with parts.service.using(body.model) as (_, lease):
+            return await parts.service.in_thread(_tokenized, lease.tokenizer, body, headers)
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         """Token ids to text."""
         body = await read_model(request, DetokenizeRequest, pause)
         headers = _ignored(parts, body)
-        _, tokenizer = parts.service.model()
-        content = await parts.service.in_thread(tokenizer.decode, body.tokens, special=True)
+        async with parts.service.using(body.model) as (_, lease):
+            decode = lease.tokenizer.decode
+            content = await parts.service.in_thread(decode, body.tokens, special=True)
         return _json({"content": content.decode("utf-8", "replace")}, headers)
 
     @router.post("/apply-template")
@@ -97,13 +94,11 @@ def _tools_router(parts: Parts) -> APIRouter:
         body = await read_model(request, ChatFields, pause)
         headers = ignored_header(body.leftover(strict=parts.limits.strict))
         prompt = body.prompt()
-        parts.service.model()
-        text = await parts.service.in_thread(
-            parts.service.prompter.template.render,
-            prompt.messages,
-            prompt.tools,
-            prompt.template_kwargs,
-        )
+        async with parts.service.using(body.model) as (served, _):
+            whole = compose(served, prompt)
+            text = await parts.service.in_thread(
+                served.prompter.template.render, whole.messages, whole.tools, whole.template_kwargs
+            )
         return _json({"prompt": text}, headers)
 
     return router
@@ -131,11 +126,30 @@ def _ignored(parts: Parts, body: ApiModel) -> dict[str, str]:
     return ignored_header(names)
 
 
-def _props(parts: Parts) -> dict[str, Any]:
-    info, tokenizer = parts.service.model()
-    limits = parts.service.limits
+def _summary(parts: Parts) -> dict[str, Any]:
+    """Sum up all models; state and progress are the first one's, which start-up waits for."""
+    hosts = parts.service.hosts.hosts
+    first = parts.service.router.default.host
+    known = [status for host in hosts if (status := host.status()) is not None]
+    own = first.status()
     return {
-        "model_alias": limits.names[0],
+        "state": first.state.value if own is None else own.state.value,
+        "load_progress": round(0.0 if own is None else own.load_progress, 3),
+        "slots": sum(status.slots for status in known),
+        "slots_running": sum(status.running for status in known),
+        "requests_waiting": sum(status.waiting for status in known),
+        "models_loaded": sum(host.state is HostState.READY for host in hosts),
+    }
+
+
+def _props(parts: Parts, served: Served) -> dict[str, Any]:
+    """Facts about a loaded model. Raises `ModelLoading` rather than load one for this."""
+    agent, host = served.agent, served.host
+    if host.engine is None:
+        raise parts.service.hosts.loading(host)
+    info, tokenizer = host.engine.model
+    return {
+        "model_alias": agent.name,
         "model_path": info.path,
         "model": {
             "architecture": info.architecture,
@@ -147,12 +161,12 @@ def _props(parts: Parts) -> dict[str, Any]:
             "fingerprint": info.fingerprint,
         },
         "default_generation_settings": {
-            "n_ctx": limits.n_ctx,
-            "max_tokens": limits.default_max_tokens,
+            "n_ctx": agent.n_ctx,
+            "max_tokens": agent.default_max_tokens,
         },
-        "total_slots": limits.slots,
-        "kv_cells": parts.engine.status().kv_cells,
-        "chat_template": parts.service.prompter.template.source,
+        "total_slots": host.spec.slots,
+        "kv_cells": host.spec.kv_cells,
+        "chat_template": served.prompter.template.source,
         "bos_token": tokenizer.bos_text,
         "eos_token": tokenizer.eos_text,
         "modalities": {"vision": False, "audio": False},

@@ -1,11 +1,13 @@
-"""The engine for a configuration: settings to llama.cpp parameters, scheduler limits, a loader."""
+"""The engine of one context: settings to llama.cpp parameters, scheduler limits, a loader."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
-from server.assembly.sizing import Sizes
+from server.assembly.sizing import Sized
 from server.catalog.gguf import check
+from server.catalog.plan import Plan, compare, describe
 from server.core.clock import Clock
 from server.core.errors import ConfigError, OnegpuError
 from server.engine.inprocess import InProcessEngine
@@ -13,12 +15,13 @@ from server.engine.interface import Backend, BackendLoader
 from server.engine.scheduler import SchedulerLimits
 from server.gateway.prompter import Prompter
 from server.llama.params import LlamaParams
-from server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
-def llama_params(settings: Settings, sizes: Sizes) -> LlamaParams:
-    """Map the settings to one model and one context. Raises `ConfigError`."""
-    model, engine = settings.model, settings.engine
+def llama_params(sized: Sized) -> LlamaParams:
+    """Map settings and sizes to one model and one context. Raises `ConfigError`."""
+    model, engine, sizes = sized.group.model, sized.group.engine, sized.sizes
     rope = model.rope_scaling
     return LlamaParams(
         path=model.path,
@@ -51,10 +54,10 @@ def llama_params(settings: Settings, sizes: Sizes) -> LlamaParams:
     )
 
 
-def scheduler_limits(settings: Settings, sizes: Sizes) -> SchedulerLimits:
+def scheduler_limits(sized: Sized) -> SchedulerLimits:
     """Sizes for admission and planning. A step never exceeds one ubatch, except row by row."""
-    engine = settings.engine
-    params = llama_params(settings, sizes)
+    engine, sizes = sized.group.engine, sized.sizes
+    params = llama_params(sized)
     rows = params.n_batch if engine.deterministic else engine.effective_n_ubatch
     rows = min(rows, params.effective_n_batch)
     try:
@@ -70,16 +73,14 @@ def scheduler_limits(settings: Settings, sizes: Sizes) -> SchedulerLimits:
         raise ConfigError(f"engine: {error}") from error
 
 
-def build_engine(
-    settings: Settings, sizes: Sizes, prompter: Prompter, clock: Clock
-) -> InProcessEngine:
+def build_engine(sized: Sized, prompters: Sequence[Prompter], clock: Clock) -> InProcessEngine:
     """Make an engine that loads the model when it is started. Raises `ConfigError`."""
-    params = llama_params(settings, sizes)
-    return InProcessEngine(_loader(params, prompter), scheduler_limits(settings, sizes), clock)
+    params = llama_params(sized)
+    return InProcessEngine(_loader(params, sized.plan, prompters), scheduler_limits(sized), clock)
 
 
-def _loader(params: LlamaParams, prompter: Prompter) -> BackendLoader:
-    """Load in the engine thread; the template is compiled before the engine counts as ready."""
+def _loader(params: LlamaParams, plan: Plan, prompters: Sequence[Prompter]) -> BackendLoader:
+    """Load in the engine thread; templates are compiled before the engine counts as ready."""
 
     def load(progress: Callable[[float], None]) -> Backend:
         # Imported here: loading the native library would delay the first HTTP answer.
@@ -89,13 +90,25 @@ def _loader(params: LlamaParams, prompter: Prompter) -> BackendLoader:
         # Some files abort llama.cpp: what the header does not show, a child process finds out.
         check(params.path)
         progress(0.0)
-        probe(params.path)
+        probe(params.path, params.adapter)
         backend = load_backend(params)(progress)
         try:
-            prompter.bind(backend.info, backend.tokenizer)
+            for prompter in prompters:
+                prompter.bind(backend.info, backend.tokenizer)
         except OnegpuError:
             backend.shutdown()
             raise
+        _report(backend, plan)
         return backend
 
     return load
+
+
+def _report(backend: Backend, plan: Plan) -> None:
+    """Log what llama.cpp allocated beside what was planned."""
+    allocated = getattr(backend, "allocated", None)
+    if allocated is None:
+        return
+    differences = compare(plan, allocated)
+    level = logging.WARNING if any(one.over for one in differences) else logging.INFO
+    log.log(level, "%s: %s", backend.info.path, describe(differences))

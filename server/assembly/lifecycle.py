@@ -10,14 +10,17 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 import uvloop
 
 from server.assembly.listening import listen, url_of
 from server.assembly.parts import Parts, build
+from server.assembly.wanted import Fetch
 from server.core.clock import SystemClock
 from server.core.errors import OnegpuError
+from server.engine.interface import ModelInfo
 from server.ops.logging import configure_logging
 from server.settings import Settings
 
@@ -34,17 +37,17 @@ _KEEP_ALIVE_SECONDS = 75
 first must not be the server, or a request that is just being sent is lost."""
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, fetch: Fetch = Path) -> int:
     """Serve until a signal. Returns the exit status: 0 after a shutdown, 1 if the model failed.
 
-    Raises `ConfigError` before anything is started.
+    `fetch` finds the files of models. Raises `ConfigError` before anything is started.
     """
     configure_logging(
         settings.logging.level, settings.logging.format, access_log=settings.server.access_log
     )
     listener = listen(settings.server.host, settings.server.port)
     with contextlib.closing(listener):
-        parts = build(settings, SystemClock())
+        parts = build(settings, SystemClock(), fetch)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         return uvloop.run(Lifecycle(settings, parts, listener).run())
 
@@ -84,18 +87,17 @@ class Lifecycle:
         """Serve until a signal, or until the model does not load."""
         self._handle_signals()
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
-        engine = self._parts.engine
-        engine.start()
         loaded = asyncio.create_task(self._load())
+        watch = asyncio.create_task(self._parts.hosts.watch())
         signalled = asyncio.create_task(self._signalled.wait())
         await asyncio.wait((loaded, signalled), return_when=asyncio.FIRST_COMPLETED)
         status = loaded.result() if loaded.done() else 0
         if status == 0:
             await asyncio.wait((http, signalled), return_when=asyncio.FIRST_COMPLETED)
             await self._drain()
-        loaded.cancel()
-        signalled.cancel()
-        stopped = await self._stop_engine()
+        for task in (loaded, signalled, watch):
+            task.cancel()
+        stopped = await self._stop_engines()
         self._http.should_exit = True
         await http
         self._parts.service.shutdown()
@@ -105,30 +107,34 @@ class Lifecycle:
             os._exit(1)
         return status
 
-    async def _stop_engine(self) -> bool:
-        """End the engine; if a decode call hangs, end the streams without it. True if it ended."""
-        engine = self._parts.engine
+    async def _stop_engines(self) -> bool:
+        """End all engines; if a decode call hangs, end streams without it. True if they ended."""
+        hosts = self._parts.hosts
         try:
             async with asyncio.timeout(_STOP_SECONDS):
-                await engine.stop()
+                await hosts.stop()
         except TimeoutError:
             log.error("The engine does not stop; ending without it")  # noqa: TRY400 - there is no traceback worth showing
-            engine.abandon()
+            hosts.abandon()
             return False
         return True
 
     async def _load(self) -> int:
         """Announce the model, or say why there is none. Returns the exit status so far."""
-        settings = self._settings
-        url = url_of(self._listener)
-        log.info("Listening on %s; loading %s", url, settings.model.path)
+        parts, url = self._parts, url_of(self._listener)
+        for note in parts.notes:
+            print(note, flush=True)  # noqa: T201 - the command's own answer
+        log.info("Listening on %s; loading %s", url, self._settings.model.path)
+        first, *others = parts.preload
         try:
-            await self._parts.engine.wait_loaded()
-            announcement = _announcement(url, self._parts)
+            await parts.hosts.load(first)
         except OnegpuError as error:
-            print(f"onegpu: {error.message}", file=sys.stderr)  # noqa: T201 - the command's own answer
+            message = (first.error or error).message
+            print(f"onegpu: {message}", file=sys.stderr)  # noqa: T201 - the command's own answer
             return 1
-        print(announcement, flush=True)  # noqa: T201 - the command's own answer
+        print(_announcement(url, parts), flush=True)  # noqa: T201 - the command's own answer
+        for host in others:
+            parts.hosts.begin_load(host)
         return 0
 
     async def _drain(self) -> None:
@@ -156,15 +162,35 @@ class Lifecycle:
 
 def _announcement(url: str, parts: Parts) -> str:
     """Return what a person sees once the model is ready: what is served, where, and how to ask."""
-    info, _ = parts.engine.model
-    limits, name = parts.engine.limits, parts.service.limits.names[0]
+    served = parts.router.default
+    spec, name = served.host.spec, served.agent.name
+    engine = served.host.engine
+    facts = "" if engine is None else _facts(engine.model[0])
     body = (
         f'{{"model": "{name}", "stream": true, '
         '"messages": [{"role": "user", "content": "What is a slot?"}]}'
     )
     return (
-        f"\n{name} ({info.description}, {info.size_bytes / 1e6:,.1f} MB) is ready on {url}\n"
-        f"{limits.slots} slots of up to {limits.n_ctx} tokens over {limits.kv_cells} KV cells. Try:\n\n"
+        f"\n{name}{facts} is ready on {url}\n{_others(parts)}"
+        f"{spec.slots} slots of up to {spec.n_ctx} tokens over {spec.kv_cells} KV cells. Try:\n\n"
         f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"    -d '{body}'\n"
     )
+
+
+def _facts(info: ModelInfo) -> str:
+    return f" ({info.description}, {info.size_bytes / 1e6:,.1f} MB)"
+
+
+def _others(parts: Parts) -> str:
+    names = parts.router.names[1:]
+    if not names:
+        return ""
+    shared = [one.agent.name for one in parts.router.served if one.host is parts.preload[0]][1:]
+    loaded_later = [name for name in names if name not in shared]
+    told = f"Also served: {', '.join(names)}."
+    if shared:
+        told += f" The same weights: {', '.join(shared)}."
+    if loaded_later:
+        told += f" Loaded when asked for: {', '.join(loaded_later)}."
+    return told + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,18 @@ from server import __version__
 from server.api.app import create_app
 from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
-from server.assembly.engine import build_engine
-from server.assembly.sizing import Sizes, unplanned
+from server.assembly.agents import agent_of
+from server.assembly.engine import build_engine, llama_params, scheduler_limits
+from server.assembly.machine import machine_memory
+from server.assembly.sizing import Sized, budget_of, grouped, sized
+from server.assembly.wanted import Fetch, wanted
 from server.core.clock import Clock
-from server.core.errors import ConfigError
-from server.engine.inprocess import InProcessEngine
 from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.health import Health, HealthLimits
+from server.gateway.host import Host, HostSpec
+from server.gateway.hosts import HostManager
 from server.gateway.prompter import Prompter
+from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from server.settings import Settings
@@ -27,35 +31,49 @@ from server.settings import Settings
 class Parts:
     """What start-up and shutdown need to reach."""
 
-    engine: InProcessEngine
+    hosts: HostManager
+    router: ModelRouter
+    preload: tuple[Host, ...]
+    """Loaded at start, in this order; without the first one there is no server."""
     admission: AdmissionController
     service: GenerationService
     app: Callable[..., Any]
     """The ASGI application."""
+    notes: tuple[str, ...]
+    """What the planner chose, for people."""
 
 
-def build(settings: Settings, clock: Clock) -> Parts:
-    """Make all parts; nothing runs yet. Raises `ConfigError`."""
-    prompter = Prompter(template=_chat_template(settings))
-    sizes = unplanned(settings.model, settings.engine)
-    engine = build_engine(settings, sizes, prompter, clock)
-    admission = AdmissionController(
-        AdmissionLimits(slots=sizes.slots, max_queue=settings.gateway.max_queue), clock
+def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
+    """Make all parts; nothing runs yet. Raises `ConfigError`, and what `fetch` does."""
+    memory = machine_memory(settings)
+    names = wanted(settings, fetch)
+    contexts = sized(grouped(names, memory), memory)
+    admission = AdmissionController(AdmissionLimits(settings.gateway.max_queue), clock)
+    served: dict[str, Served] = {}
+    preload: list[Host] = []
+    for one in contexts:
+        host, members = _host(one, admission, clock)
+        served |= {found.agent.name: found for found in members}
+        if any(member.preload for member in one.group.members):
+            preload.append(host)
+    router = ModelRouter([served[one.name] for one in names])
+    hosts = HostManager(
+        list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
     )
-    metrics = Metrics(engine, admission)
-    service = GenerationService(
-        engine, prompter, admission, service_limits(settings, sizes), clock, telemetry=metrics
-    )
+    metrics = Metrics(hosts.hosts, admission)
+    timeouts = settings.gateway.timeout
+    limits = ServiceLimits(timeouts.connect, timeouts.read)
+    service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
+    stall = HealthLimits(settings.engine.stall_after)
     app = create_app(
         ApiParts(
             service=service,
-            engine=engine,
-            health=Health(engine, admission, HealthLimits(settings.engine.stall_after), clock),
+            health=Health(hosts, router.default.host, admission, stall, clock),
             telemetry=metrics,
             render_metrics=metrics.render,
             limits=ApiLimits(
                 max_body=settings.server.max_request_size,
-                write_timeout=settings.gateway.timeout.write,
+                write_timeout=timeouts.write,
                 stream_hold=settings.gateway.stream_hold,
                 strict=settings.gateway.strict,
             ),
@@ -63,27 +81,38 @@ def build(settings: Settings, clock: Clock) -> Parts:
             version=__version__,
         )
     )
-    return Parts(engine, admission, service, app)
+    return Parts(hosts, router, tuple(preload), admission, service, app, _notes(contexts))
 
 
-def _chat_template(settings: Settings) -> str | None:
-    """Read the template that replaces the GGUF's own. Raises `ConfigError`."""
-    path = settings.model.chat_template
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model.chat_template: cannot read {path}: {error}") from error
-
-
-def service_limits(settings: Settings, sizes: Sizes) -> ServiceLimits:
-    """What the service grants."""
-    return ServiceLimits(
-        names=(settings.model.name or settings.model.path.stem,),
+def _host(one: Sized, admission: AdmissionController, clock: Clock) -> tuple[Host, list[Served]]:
+    """Make a context's host and the agents on it, which share a prompter where they can."""
+    prompters: dict[str | None, Prompter] = {}
+    for member in one.group.members:
+        prompters.setdefault(member.template, Prompter(template=member.template))
+    # Now rather than at the first load: a mistake in the settings must not wait for that.
+    llama_params(one)
+    scheduler_limits(one)
+    sizes = one.sizes
+    spec = HostSpec(
+        name=one.group.name,
         slots=sizes.slots,
         n_ctx=sizes.n_ctx,
-        default_max_tokens=settings.engine.default_max_tokens,
-        connect_timeout=settings.gateway.timeout.connect,
-        read_timeout=settings.gateway.timeout.read,
+        kv_cells=sizes.kv_cells,
+        footprint=one.footprint,
+        make=lambda: build_engine(one, tuple(prompters.values()), clock),
+        keep_alive=one.group.keep_alive,
+    )
+    host = Host(spec, admission.open_lane(sizes.slots), clock.monotonic())
+    return host, [
+        Served(agent_of(member, sizes.n_ctx), host, prompters[member.template])
+        for member in one.group.members
+    ]
+
+
+def _notes(contexts: Sequence[Sized]) -> tuple[str, ...]:
+    return tuple(
+        f"Planned for {one.group.name}: {one.reason}.\n"
+        f"  As flags: {one.plan.command(str(one.group.model.path))}"
+        for one in contexts
+        if one.reason
     )

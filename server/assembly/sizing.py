@@ -1,14 +1,35 @@
-"""The sizes of one context, settled: numbers where the settings may say `auto`."""
+"""From wished names to contexts: who shares weights, and how large each context is to be."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from server.assembly.wanted import Wanted
+from server.catalog.gguf import check
+from server.catalog.plan import (
+    Choice,
+    Memory,
+    ModelShape,
+    Plan,
+    RopeWish,
+    Wishes,
+    check_context,
+    choose,
+    read_shape,
+)
+from server.core.errors import ConfigError
+from server.gateway.memory import Budget, Footprint
+from server.llama.adapter import adapter_bytes
 from server.settings import EngineSettings, ModelSettings
 from server.settings.values import KvType
 
-_SLOTS, _CONTEXT = 4, 4096
+log = logging.getLogger(__name__)
+
+_MIB = 2**20
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +46,185 @@ class Sizes:
     n_cpu_moe: int
 
 
-def unplanned(model: ModelSettings, engine: EngineSettings) -> Sizes:
-    """Take the defaults for what is `auto`, where nobody plans."""
-    slots = _SLOTS if engine.slots == "auto" else engine.slots
-    n_ctx = _CONTEXT if engine.n_ctx == "auto" else engine.n_ctx
-    cells, kind = engine.effective_kv_cells, engine.effective_kv_type
-    return Sizes(
-        slots=slots,
-        n_ctx=n_ctx,
-        kv_cells=slots * n_ctx if cells == "auto" else cells,
-        kv_type="f16" if kind == "auto" else kind,
-        n_gpu_layers=model.n_gpu_layers,
-        n_cpu_moe=0 if model.n_cpu_moe == "auto" else model.n_cpu_moe,
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Names that share one set of weights and one context."""
+
+    members: tuple[Wanted, ...]
+
+    @property
+    def name(self) -> str:
+        """The first name."""
+        return self.members[0].name
+
+    @property
+    def model(self) -> ModelSettings:
+        """The weights; equal for all members."""
+        return self.members[0].model
+
+    @property
+    def engine(self) -> EngineSettings:
+        """The context, with the longest `n_ctx` that a member has."""
+        engines = [member.engine for member in self.members]
+        numbers = [engine.n_ctx for engine in engines if engine.n_ctx != "auto"]
+        longest = max(numbers, default=None)
+        return next((one for one in engines if one.n_ctx == longest), engines[0])
+
+    @property
+    def keep_alive(self) -> float | None:
+        """The longest that a member has; None: for ever."""
+        times = [member.keep_alive for member in self.members]
+        return None if None in times else max(time for time in times if time is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A group with its sizes settled, and what they take."""
+
+    group: Group
+    sizes: Sizes
+    plan: Plan
+    reason: str
+    """Why the planner chose so; empty where nothing was left to it."""
+    footprint: Footprint
+
+
+def grouped(wanted: Sequence[Wanted], memory: Memory) -> list[Group]:
+    """Put together what can share weights and slots: same files, same sizes but for `n_ctx`."""
+    groups: dict[object, list[Wanted]] = {}
+    for one in wanted:
+        groups.setdefault(_key(one, memory), []).append(one)
+    made = [Group(tuple(members)) for members in groups.values()]
+    _warn_of_copies(made)
+    return made
+
+
+def sized(groups: Sequence[Group], memory: Memory) -> list[Sized]:
+    """Settle the sizes of all contexts. Raises `ConfigError` for one that cannot fit by itself.
+
+    Those with `auto` sizes come last, so that they choose what fits beside the others.
+    """
+    found: dict[str, Sized] = {}
+    left = memory
+    for group in sorted(groups, key=_has_auto):
+        found[group.name] = one = _size(group, memory, left)
+        left = _less(left, one.footprint)
+    return [found[group.name] for group in groups]
+
+
+def budget_of(memory: Memory) -> Budget:
+    """What all models together may take; CUDA's own memory is there once."""
+    if not memory.has_gpu:
+        return Budget(gpu=None, cpu=memory.cpu_available)
+    return Budget(gpu=max(0, memory.gpu_limit - memory.cuda_context), cpu=memory.cpu_available)
+
+
+def _key(one: Wanted, memory: Memory) -> object:
+    agents_own = {"name", "keep_alive", "chat_template", "path"}
+    layers = set() if memory.has_gpu else {"n_gpu_layers", "n_cpu_moe"}
+    model = one.model.model_dump(exclude=agents_own | layers)
+    engine = one.engine.model_dump(exclude={"n_ctx", "default_max_tokens", "stall_after"})
+    return repr((one.model.path.resolve(), model, engine))
+
+
+def _warn_of_copies(groups: Sequence[Group]) -> None:
+    first: dict[object, Group] = {}
+    for group in groups:
+        weights = (group.model.path.resolve(), group.model.adapter)
+        other = first.setdefault(weights, group)
+        if other is not group:
+            log.warning(
+                "%s and %s load the same weights twice: they share them only with equal slots, "
+                "kv_cells, kv_type, n_gpu_layers and n_cpu_moe",
+                other.name,
+                group.name,
+            )
+
+
+def _has_auto(group: Group) -> bool:
+    engine = group.engine
+    return "auto" in (engine.slots, engine.n_ctx, engine.kv_cells, engine.kv_type)
+
+
+def _size(group: Group, memory: Memory, left: Memory) -> Sized:
+    shape = read_shape(check(group.model.path))
+    wishes = _wishes(group, shape)
+    choice = choose(shape, wishes, left) if _has_auto(group) else Choice(None)
+    if choice.best is None:
+        choice = choose(shape, wishes, memory)
+    best = choice.best
+    if best is None:
+        raise ConfigError(_refusal(group, choice))
+    check_context(shape, best.n_ctx, _rope(group.model))
+    layers: int | Literal["auto", "all"] = best.n_gpu_layers
+    if not memory.has_gpu:
+        layers = group.model.n_gpu_layers
+    elif best.n_gpu_layers >= best.n_layers:
+        layers = "all"
+    sizes = Sizes(
+        slots=best.slots,
+        n_ctx=best.n_ctx,
+        kv_cells=best.kv_cells,
+        kv_type=best.kv_type,  # type: ignore[arg-type] # one of the planner's own
+        n_gpu_layers=layers,
+        n_cpu_moe=best.n_cpu_moe,
     )
+    partly = memory.has_gpu and best.n_gpu_layers < best.n_layers
+    told = choice.reason if partly or _has_auto(group) else ""
+    return Sized(group, sizes, best, told, _footprint(group, best, memory))
+
+
+def _wishes(group: Group, shape: ModelShape) -> Wishes:
+    model, engine = group.model, group.engine
+    n_ctx, cells = engine.n_ctx, engine.kv_cells
+    if "n_ctx" not in engine.model_fields_set and n_ctx != "auto":
+        # The default is nobody's wish: a model that was trained for less gets what it can use.
+        n_ctx = min(n_ctx, shape.n_ctx_train)
+    return Wishes(
+        slots=engine.slots,
+        n_ctx=n_ctx,
+        kv_cells="auto" if cells is None else cells,
+        kv_type=engine.effective_kv_type,
+        n_gpu_layers=model.n_gpu_layers,
+        n_ubatch=engine.effective_n_ubatch,
+        n_batch=engine.n_batch,
+        kv_layout=engine.kv_layout,
+        n_cpu_moe=model.n_cpu_moe,
+        flash_attention=engine.flash_attention,
+        mmap=model.mmap,
+    )
+
+
+def _rope(model: ModelSettings) -> RopeWish:
+    rope = model.rope_scaling
+    return RopeWish(rope.type, rope.freq_base, rope.freq_scale, rope.orig_ctx)
+
+
+def _footprint(group: Group, plan: Plan, memory: Memory) -> Footprint:
+    adapter = group.model.adapter
+    extra = 0 if adapter is None else adapter_bytes(adapter)
+    if not memory.has_gpu:
+        return Footprint(cpu=plan.total_cpu + extra)
+    return Footprint(gpu=plan.total_gpu - memory.cuda_context + extra, cpu=plan.total_cpu)
+
+
+def _less(memory: Memory, footprint: Footprint) -> Memory:
+    """Return what is left beside a model."""
+    cpu = memory.cpu_available
+    left = None if cpu is None else max(0, cpu - footprint.cpu)
+    if not memory.has_gpu:
+        return replace(memory, cpu_available=left)
+    free = memory.gpu_total if memory.gpu_free is None else memory.gpu_free
+    return replace(memory, gpu_free=max(0, (free or 0) - footprint.gpu), cpu_available=left)
+
+
+def _refusal(group: Group, choice: Choice) -> str:
+    lines = [f"{group.name} does not fit: {choice.reason}."]
+    if choice.alternatives:
+        lines.append("What fits:")
+        lines += [
+            f"  {plan.command(str(group.model.path))}" for plan in choice.alternatives[:_MOST_SHOWN]
+        ]
+    else:
+        lines.append("Choose a smaller model or quantization.")
+    return "\n".join(lines)

@@ -10,15 +10,19 @@ from server.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from server.cli.parsing import Commands
-    from server.settings import Override
+    from server.settings import Override, Settings
 
 _DESCRIPTION = """\
 Load MODEL into this process and serve it at http://HOST:PORT/v1, OpenAI-compatible.
 
+MODEL is a GGUF file, a name of the catalogue (`onegpu pull --list`) or hf:owner/repo[:quant], which
+is downloaded if it is not here yet, or a Modelfile. The configuration file may name further models.
+
 SLOTS requests run at once; further ones wait in line. One request may use up to N_CTX tokens,
 prompt and output together. The KV cache has KV_CELLS places for one token each, taken once at
 start: slots × n_ctx = kv_cells, unless --kv-cells says otherwise. Fewer cells save memory: then
-long requests wait for each other, but nothing that runs ever fails for lack of them."""
+long requests wait for each other, but nothing that runs ever fails for lack of them. `auto` leaves a
+size to the planner; what cannot fit into memory is refused at once, with what would."""
 
 _EPILOG = """\
 A flag wins over the variable (ONEGPU_ENGINE__SLOTS=8 is engine.slots), the variable over the file
@@ -27,6 +31,8 @@ ones.
 
 examples:
   onegpu serve                                     the demo model, 4 slots of 4096 tokens
+  onegpu serve qwen3:32b --slots auto --n-ctx auto  pulled if need be; as much as the card holds
+  onegpu serve modelfiles/techdocs.Modelfile       an agent
   onegpu serve Qwen3-32B-Q4_K_M.gguf --n-ctx 8192  4 × 8192 = 32768 cells
   onegpu serve m.gguf --slots 16 --kv-cells 32768  16 slots share the cells of 4 × 8192
   onegpu serve m.gguf --kv-type q8_0               a KV cache of about half the size
@@ -38,12 +44,24 @@ Ctrl-C or SIGTERM stops it: running requests are finished first; a second signal
 _GROUPS = {
     "what to serve": (
         ("--n-gpu-layers", "N", "model.n_gpu_layers", "layers on the GPU: a number, all, or auto"),
+        ("--n-cpu-moe", "N", "model.n_cpu_moe", "layers whose experts stay in RAM, or auto"),
+        ("--adapter", "FILE", "model.adapter", "a LoRA adapter's GGUF, made for this model"),
     ),
     "slots and KV cache": (
-        ("--slots", "N", "engine.slots", "requests that run at once, 1 to 256"),
-        ("--n-ctx", "TOKENS", "engine.n_ctx", "most tokens, prompt + output, of one request"),
-        ("--kv-cells", "TOKENS", "engine.kv_cells", "size of the whole KV cache in tokens"),
-        ("--kv-type", "TYPE", "engine.kv_type", "f16, q8_0 (about half), q4_0 (about a quarter)"),
+        ("--slots", "N", "engine.slots", "requests that run at once, 1 to 256, or auto"),
+        (
+            "--n-ctx",
+            "TOKENS",
+            "engine.n_ctx",
+            "most tokens, prompt + output, of one request, or auto",
+        ),
+        (
+            "--kv-cells",
+            "TOKENS",
+            "engine.kv_cells",
+            "size of the whole KV cache in tokens, or auto",
+        ),
+        ("--kv-type", "TYPE", "engine.kv_type", "f16, q8_0 (half), q4_0 (a quarter), auto"),
     ),
     "network": (
         ("--host", "ADDRESS", "server.host", "address to listen on; 0.0.0.0: every interface"),
@@ -52,6 +70,8 @@ _GROUPS = {
 }
 _DEFAULTS = {
     "model.n_gpu_layers": "auto",
+    "model.n_cpu_moe": "0",
+    "model.adapter": "none",
     "engine.slots": "4",
     "engine.n_ctx": "4096",
     "engine.kv_cells": "slots × n_ctx",
@@ -76,10 +96,13 @@ def add_parser(commands: Commands) -> None:
         group = parser.add_argument_group(title)
         if title == "what to serve":
             group.add_argument(
-                "model", nargs="?", metavar="MODEL", help="a GGUF file [models/demo.gguf]"
+                "model", nargs="?", metavar="MODEL", help="what to serve [models/demo.gguf]"
             )
             group.add_argument(
                 "--config", type=Path, metavar="FILE", help="a YAML file with settings [none]"
+            )
+            group.add_argument(
+                "--allow-cpu", action="store_true", help="use no GPU, though there may be one"
             )
         for flag, metavar, setting, text in flags:
             group.add_argument(
@@ -91,18 +114,21 @@ def run(options: argparse.Namespace) -> int:
     """Serve until a signal. Raises ConfigError for wrong settings or a missing model file."""
     from server.settings import load
 
-    loaded = load(options.config, flags=_overrides(options))
-    _check_model_file(loaded.settings.model.path)
+    settings = load(options.config, flags=_overrides(options)).settings
+    if _is_path(settings.model.path):
+        _check_model_file(settings.model.path)
 
     from server.assembly import serve
 
-    return serve(loaded.settings)
+    return serve(settings, lambda text: _fetch(text, settings))
 
 
 def _overrides(options: argparse.Namespace) -> list[Override]:
     from server.settings import Override
 
     given = [(_MODEL, "MODEL", options.model)]
+    if options.allow_cpu:
+        given.append(("model.n_gpu_layers", "--allow-cpu", "0"))
     for flags in _GROUPS.values():
         given += [(setting, flag, getattr(options, setting)) for flag, _, setting, _ in flags]
     return [
@@ -110,6 +136,24 @@ def _overrides(options: argparse.Namespace) -> list[Override]:
         for setting, name, text in given
         if text is not None
     ]
+
+
+def _is_path(model: Path) -> bool:
+    """Tell a path from a catalogue name or hub reference, by its form or because it is there."""
+    from server.catalog.modelfile import served_name
+
+    return model.exists() or model.suffix.lower() == ".gguf" or served_name(model) is not None
+
+
+def _fetch(text: str, settings: Settings) -> Path:
+    """Return the file that `text` means; a catalogue name or hub reference may be downloaded."""
+    path = Path(text).expanduser()
+    if _is_path(path):
+        _check_model_file(path)
+        return path
+    from server.cli.pull import ensure
+
+    return ensure(text, settings)
 
 
 def _check_model_file(path: Path) -> None:

@@ -13,9 +13,10 @@ OnegpuError
 │   └── ClientStalled           the client stopped sending or reading
 ├── Unavailable                 the server's state; `retry_after` says when to come back
 │   ├── QueueFull, QueueTimeout
-│   ├── ModelLoading, Draining
+│   ├── ModelLoading, ModelFailed, Draining
 │   └── EngineDead              the engine stopped for good
 ├── EngineTimeout               the engine was silent for too long
+├── TotalTimeout                the answer took longer than its model may take
 └── GenerationFailed            this one request's own work failed (sampler, grammar, decode)
 """
 
@@ -144,6 +145,12 @@ class ModelLoading(Unavailable):
     code = "model_loading"
 
 
+class ModelFailed(Unavailable):
+    """The model could not be loaded; a later request tries again."""
+
+    code = "model_failed"
+
+
 class Draining(Unavailable):
     """The server is shutting down and admits nothing new."""
 
@@ -160,6 +167,12 @@ class EngineTimeout(OnegpuError):
     """The engine gave nothing for longer than `gateway.timeout.read`."""
 
     code = "engine_timeout"
+
+
+class TotalTimeout(OnegpuError):
+    """The answer was not complete within the time that its model has for one."""
+
+    code = "total_timeout"
 
 
 class GenerationFailed(OnegpuError):

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from server.core.clock import Clock
-from server.core.errors import EngineTimeout, OnegpuError, QueueTimeout
+from server.core.errors import EngineTimeout, OnegpuError, QueueTimeout, TotalTimeout
 from server.core.events import Delta, Event, Failed, Finished, Started
 from server.engine.interface import Engine, TokenStreamLike
-from server.gateway.admission import AdmissionController, Ticket
+from server.gateway.admission import Lane, Ticket
+from server.gateway.host import Lease
 from server.gateway.telemetry import Telemetry
 
 Batch = list[tuple[int, Event]]
@@ -50,21 +51,28 @@ class GenerationContext:
     """The parts that a generation works with."""
 
     engine: Engine
-    admission: AdmissionController
+    lane: Lane
     telemetry: Telemetry
     clock: Clock
     read_timeout: float
     """Longest silence of the engine in seconds, once a slot was found."""
     queue_timeout: float
     """Seconds within which the engine finds a slot or fails the request itself."""
+    total_timeout: float | None = None
+    """Most seconds from submission to the last token; None: not limited."""
 
 
 class Generation:
     """The events of `n` choices per prompt. One reader; `close()` belongs in its `finally`."""
 
-    def __init__(self, model: str, context: GenerationContext, ticket: Ticket) -> None:
-        """`model`: the name it is served under. Owns `ticket` from here on."""
+    def __init__(
+        self, model: str, context: GenerationContext, ticket: Ticket, lease: Lease
+    ) -> None:
+        """`model`: the name it is served under. Owns `ticket` and `lease` from here on."""
         self.model = model
+        self.lease = lease
+        self.dropped_turns = 0
+        """Oldest turns of the conversation that were left out because they did not fit."""
         self.context = context
         self.prompts: list[list[int]] = []
         self.choices: list[Choice] = []
@@ -76,6 +84,7 @@ class Generation:
         self._failure: Exception | None = None
         self._mark: float | None = None
         self._quiet_since = 0.0
+        self._deadline = math.inf
 
     def attach(self, prompts: list[list[int]], streams: Sequence[TokenStreamLike]) -> None:
         """Take the prompts' tokens and the streams of all choices, prompt by prompt."""
@@ -83,6 +92,8 @@ class Generation:
         self.prompts = prompts
         self.opened_at = self.context.clock.monotonic()
         self._quiet_since = asyncio.get_running_loop().time()
+        if self.context.total_timeout is not None:
+            self._deadline = self._quiet_since + self.context.total_timeout
         self.choices = [Choice(stream, number // n) for number, stream in enumerate(streams)]
         if len(self.choices) > 1:
             for number, choice in enumerate(self.choices):
@@ -168,12 +179,12 @@ class Generation:
         if position is None:
             return None
         waiting = max(position, engine.status().waiting)
-        return QueueStatus(position, waiting, self.context.admission.expected_wait(position))
+        return QueueStatus(position, waiting, self.context.lane.expected_wait(position))
 
     def close(self) -> None:
-        """End it: frees slots within one step, and the places in the line. Idempotent.
+        """End it: frees slots within one step, the places in the line, and the model. Idempotent.
 
-        The only place where a ticket is released.
+        The only place where the ticket and the lease of a generation are released.
         """
         if self.closed:
             return
@@ -187,6 +198,7 @@ class Generation:
             if choice.reader is not None:
                 choice.reader.cancel()
         self._ticket.release(served=self.started)
+        self.lease.release()
 
     async def _next(self, idle: float | None) -> Batch:
         """Take what is there, or wait for it, at most `idle` seconds."""
@@ -194,25 +206,35 @@ class Generation:
             await self._wait(idle)
         if not self._pending and self._failure is not None:
             raise self._failure
+        self._check_deadline()
         batch, self._pending = self._pending, []
         self._wake.clear()
         return batch
 
     async def _wait(self, idle: float | None) -> None:
-        """Wait for events; raise `EngineTimeout` when the engine has been silent for too long."""
+        """Wait for events. Raises `EngineTimeout` after too long a silence, and `TotalTimeout`."""
         loop = asyncio.get_running_loop()
         until = math.inf if idle is None else loop.time() + idle
         while True:
             patience = self._patience()
             try:
-                async with asyncio.timeout_at(min(until, loop.time() + patience / 4)):
+                next_look = loop.time() + patience / 4
+                async with asyncio.timeout_at(min(until, next_look, self._deadline)):
                     await self._receive()
                 self._quiet_since = loop.time()
                 return
             except TimeoutError:
+                self._check_deadline()
                 self._check_silence(loop.time(), patience)
             if loop.time() >= until:
                 return
+
+    def _check_deadline(self) -> None:
+        if asyncio.get_running_loop().time() >= self._deadline and not self.complete:
+            raise TotalTimeout(
+                f"The answer was not complete after {self.context.total_timeout:g} s, the limit of "
+                f"the model {self.model!r}; the generation was ended."
+            )
 
     def _check_silence(self, now: float, patience: float) -> None:
         """A step is a sign of life, whoever it served: long prompts, ours or those before it, are no hang."""
@@ -279,7 +301,7 @@ class Generation:
             error: OnegpuError = event.error
             if isinstance(error, QueueTimeout) and error.retry_after is None:
                 # The engine knows no rates, the line does.
-                advice = self.context.admission.retry_after()
+                advice = self.context.lane.retry_after()
                 raise QueueTimeout(error.message, retry_after=advice)
             # One error may end many requests: none shall carry the others' tracebacks.
             raise error.with_traceback(None)

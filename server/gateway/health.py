@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.core.clock import Clock
-from server.engine.interface import Engine, EngineState
+from server.engine.interface import EngineState
 from server.gateway.admission import AdmissionController
+from server.gateway.host import Host, HostState
+from server.gateway.hosts import HostManager
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,44 +29,58 @@ class Verdict:
 
 
 class Health:
-    """Answers the health endpoints."""
+    """Answers the health endpoints, for all models together."""
 
     def __init__(
-        self, engine: Engine, admission: AdmissionController, limits: HealthLimits, clock: Clock
+        self,
+        hosts: HostManager,
+        default: Host,
+        admission: AdmissionController,
+        limits: HealthLimits,
+        clock: Clock,
     ) -> None:
-        """Only reads from all its parts."""
-        self._engine = engine
+        """Only reads from all its parts. `default`: the model without which nothing is ready."""
+        self._hosts = hosts
+        self._default = default
         self._admission = admission
         self._limits = limits
         self._clock = clock
 
     def live(self) -> Verdict:
-        """Fail when only a restart helps: the engine is dead, or its steps stand still."""
-        status = self._engine.status()
-        if status.state is EngineState.DEAD:
-            return Verdict(ok=False, status="dead", message=status.error or "The engine stopped.")
-        still = self._clock.monotonic() - status.last_step
-        if (
-            status.has_work
-            and status.state is EngineState.READY
-            and (still > self._limits.stall_after)
-        ):
-            return Verdict(
-                ok=False,
-                status="stalled",
-                message=f"The engine has work but has not finished a step for {still:.0f} s.",
-            )
+        """Fail when only a restart helps: an engine is dead, or its steps stand still."""
+        for host in self._hosts.hosts:
+            status = host.status()
+            if status is None or host.state is not HostState.READY:
+                continue
+            if status.state is EngineState.DEAD:
+                message = status.error or "The engine stopped."
+                return Verdict(ok=False, status="dead", message=message)
+            still = self._clock.monotonic() - status.last_step
+            ready = status.state is EngineState.READY
+            if status.has_work and ready and still > self._limits.stall_after:
+                return Verdict(
+                    ok=False,
+                    status="stalled",
+                    message=f"The engine has work but has not finished a step for {still:.0f} s.",
+                )
         return Verdict(ok=True, status="ok", message="alive")
 
     def ready(self) -> Verdict:
-        """Fail while a request would be refused: loading, draining, dead or stalled."""
+        """Fail while requests would be refused: loading at start, draining, dead or stalled.
+
+        A model that is loaded on demand later on keeps its requests in line, so it is no reason.
+        """
         live = self.live()
         if not live.ok:
             return live
-        status = self._engine.status()
-        if status.state is EngineState.LOADING:
-            done = f"The model is loading, {status.load_progress:.0%} done."
+        host = self._default
+        status = host.status()
+        loading = status is not None and status.state is EngineState.LOADING
+        if loading or (host.loads == 0 and host.state is not HostState.READY):
+            progress = 0.0 if status is None else status.load_progress
+            done = f"The model is loading, {progress:.0%} done."
             return Verdict(ok=False, status="loading", message=done)
-        if self._admission.draining or status.state is EngineState.STOPPED:
+        stopped = status is not None and status.state is EngineState.STOPPED
+        if self._admission.draining or (stopped and host.state is HostState.READY):
             return Verdict(ok=False, status="draining", message="The server is shutting down.")
         return Verdict(ok=True, status="ok", message="ready")

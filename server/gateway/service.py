@@ -1,21 +1,25 @@
-"""From a validated request to running sequences: the one way into the engine."""
+"""From a validated request to running sequences: the one way into the engines."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 from server.core.clock import Clock
-from server.core.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
-from server.core.request import GenerationRequest
-from server.engine.interface import Engine, ModelInfo, Tokenizer, TokenStreamLike
-from server.gateway.admission import AdmissionController
+from server.core.errors import ContextLengthExceeded, InvalidRequest, QueueFull
+from server.core.request import GenerationRequest, SamplingParams
+from server.engine.interface import Engine, TokenStreamLike
+from server.gateway.admission import AdmissionController, Ticket
+from server.gateway.encoding import encode
 from server.gateway.generation import Generation, GenerationContext
-from server.gateway.prompter import Prompter
+from server.gateway.host import Lease
+from server.gateway.hosts import HostManager
+from server.gateway.routing import ModelRouter, Served
 from server.gateway.spec import ChatPrompt, GenerationSpec
 from server.gateway.telemetry import NullTelemetry, Telemetry
 
@@ -25,82 +29,78 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """What the service grants. Times are in seconds."""
+    """What the service grants to every model. Times are in seconds."""
 
-    names: tuple[str, ...]
-    """Names that the model is served under; the first is the one that answers carry."""
-    slots: int
-    n_ctx: int
-    """Most tokens of one sequence, prompt and output together."""
-    default_max_tokens: int = 2048
     connect_timeout: float = 30.0
-    """Longest wait for a slot, then `QueueTimeout`."""
+    """Longest wait for the model and a slot, then `ModelLoading` or `QueueTimeout`."""
     read_timeout: float = 120.0
     """Longest silence of the engine once a slot was found, then `EngineTimeout`."""
     tokenizer_threads: int = 2
 
 
 class GenerationService:
-    """Admits, tokenizes, checks and submits. Belongs to the event loop."""
+    """Admits, waits for the model, tokenizes, checks and submits. Belongs to the event loop."""
 
     def __init__(
         self,
-        engine: Engine,
-        prompter: Prompter,
+        router: ModelRouter,
+        hosts: HostManager,
         admission: AdmissionController,
         limits: ServiceLimits,
         clock: Clock,
         *,
         telemetry: Telemetry | None = None,
     ) -> None:
-        """`prompter` is bound to the model by whoever loads it."""
+        """Prompters are bound to their models by whoever loads them."""
         self.limits = limits
-        self.prompter = prompter
+        self.router = router
+        self.hosts = hosts
         self.admission = admission
-        self._engine = engine
         self._clock = clock
-        self._context = GenerationContext(
-            engine,
-            admission,
-            telemetry or NullTelemetry(),
-            clock,
-            read_timeout=limits.read_timeout,
-            queue_timeout=limits.connect_timeout,
-        )
+        self._telemetry = telemetry or NullTelemetry()
         self._threads = ThreadPoolExecutor(limits.tokenizer_threads, "tokenize")
 
-    def resolve(self, name: str | None) -> str:
-        """Return the served name for the one a client used. Raises `ModelNotFound`."""
-        if name is not None and name not in self.limits.names:
-            raise ModelNotFound(
-                f"The model {name!r} does not exist here; this server serves "
-                f"{', '.join(map(repr, self.limits.names))}.",
-                param="model",
-            )
-        return self.limits.names[0]
-
-    def model(self) -> tuple[ModelInfo, Tokenizer]:
-        """Return facts and vocabulary. Raises `ModelLoading`, `EngineDead` or `Draining`."""
-        return self._engine.model
+    def ready(self, name: str | None) -> bool:
+        """Whether a request for that model need not wait for a load. Raises `ModelNotFound`."""
+        return self.router.pick(name).host.open
 
     async def open(self, spec: GenerationSpec) -> Generation:
         """Start what `spec` asks for; the caller must `close()` what is returned.
 
-        Raises `ModelNotFound`, `InvalidRequest`, `ContextLengthExceeded` and all `Unavailable`s.
+        Waits while the model is loaded. Raises `ModelNotFound`, `InvalidRequest`,
+        `ContextLengthExceeded` and all `Unavailable`s.
         """
-        model = self.resolve(spec.model)
-        _, tokenizer = self._engine.model
-        self._check_choices(spec)
-        _check_bias(spec, tokenizer.n_vocab)
-        ticket = self.admission.admit(spec.n * len(spec.prompts))
-        generation = Generation(model, self._context, ticket)
+        served = self.router.pick(spec.model)
+        self._check(served, spec)
+        deadline = self._clock.monotonic() + self.limits.connect_timeout
+        ticket = self._admit(served, spec.n * len(spec.prompts))
         try:
-            prompts = await self.in_thread(self._encode, spec)
-            generation.attach(prompts, self._submit(self._requests(spec, prompts)))
+            lease = await self.hosts.acquire(served.host, self.limits.connect_timeout)
+        except BaseException:
+            ticket.release(served=False)
+            raise
+        generation = Generation(served.agent.name, self._context(served, lease), ticket, lease)
+        try:
+            _check_bias(spec, lease.tokenizer.n_vocab)
+            encoded = await self.in_thread(encode, served, spec)
+            prompts = [one.tokens for one in encoded]
+            requests = self._requests(served, spec, prompts, deadline)
+            generation.attach(prompts, _submit(lease.engine, requests))
+            generation.dropped_turns = sum(one.dropped_turns for one in encoded)
         except BaseException:
             generation.close()
             raise
         return generation
+
+    @contextlib.asynccontextmanager
+    async def using(self, name: str | None) -> AsyncIterator[tuple[Served, Lease]]:
+        """Keep a model loaded while something other than a generation uses it. Raises as `open`."""
+        served = self.router.pick(name)
+        lease = await self.hosts.acquire(served.host, self.limits.connect_timeout)
+        try:
+            yield served, lease
+        finally:
+            lease.release()
 
     async def in_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run template and tokenizer work off the event loop, few at a time."""
@@ -111,43 +111,67 @@ class GenerationService:
         """End the worker threads; nothing may be opened afterwards."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, spec: GenerationSpec) -> list[list[int]]:
-        return [self.prompter.encode(prompt, self.limits.n_ctx) for prompt in spec.prompts]
+    def _admit(self, served: Served, places: int) -> Ticket:
+        """Take places in the line. Where a load is what everybody waits for, a full line says so."""
+        try:
+            return served.host.lane.admit(places)
+        except QueueFull:
+            if served.host.open:
+                raise
+            raise self.hosts.loading(served.host) from None
 
-    def _check_choices(self, spec: GenerationSpec) -> None:
-        if spec.n > self.limits.slots:
+    def _context(self, served: Served, lease: Lease) -> GenerationContext:
+        return GenerationContext(
+            lease.engine,
+            served.host.lane,
+            self._telemetry,
+            self._clock,
+            read_timeout=self.limits.read_timeout,
+            total_timeout=served.agent.total_timeout,
+            queue_timeout=self.limits.connect_timeout,
+        )
+
+    def _check(self, served: Served, spec: GenerationSpec) -> None:
+        """Refuse what could never run, before it takes a place."""
+        served.agent.check_output(spec.max_tokens)
+        slots, capacity = served.host.spec.slots, served.host.lane.capacity
+        if spec.n > slots:
             raise InvalidRequest(
-                f"n is {spec.n}, but this server runs at most {self.limits.slots} choices at once "
-                f"(its number of slots). Ask for at most {self.limits.slots}.",
+                f"n is {spec.n}, but this server runs at most {slots} choices at once "
+                f"(its number of slots). Ask for at most {slots}.",
                 param="n",
             )
-        if spec.n * len(spec.prompts) > self.admission.capacity:
+        if spec.n * len(spec.prompts) > capacity:
             raise InvalidRequest(
                 f"{len(spec.prompts)} prompts with n = {spec.n} are more than this server's line "
-                f"holds ({self.admission.capacity}). Send fewer prompts in one request.",
+                f"holds ({capacity}). Send fewer prompts in one request.",
                 param="prompt",
             )
 
     def _requests(
-        self, spec: GenerationSpec, prompts: Sequence[list[int]]
+        self, served: Served, spec: GenerationSpec, prompts: Sequence[list[int]], deadline: float
     ) -> list[GenerationRequest]:
         """One request per choice; a given seed is counted up so that choices differ."""
+        agent = served.agent
         chat = isinstance(spec.prompts[0], ChatPrompt)
-        deadline = self._clock.monotonic() + self.limits.connect_timeout
-        first = spec.sampling.seed
+        params, stop = agent.params(spec.sampling), agent.stops(spec.stop)
         requests = []
         for number in range(len(prompts) * spec.n):
             prompt = prompts[number // spec.n]
-            sampling = spec.sampling
-            if first is not None and number % spec.n:
-                sampling = replace(sampling, seed=(first + number % spec.n) % 2**32)
+            if len(prompt) + (spec.max_tokens or 1) > agent.n_ctx:
+                raise ContextLengthExceeded(
+                    prompt_tokens=len(prompt),
+                    max_tokens=spec.max_tokens,
+                    n_ctx=agent.n_ctx,
+                    param="messages" if chat else "prompt",
+                )
             requests.append(
                 GenerationRequest(
                     request_id=f"{spec.request_id}-{number}",
                     prompt=prompt,
-                    max_tokens=self._max_tokens(spec, len(prompt), chat=chat),
-                    sampling=sampling,
-                    stop=spec.stop,
+                    max_tokens=agent.output(spec.max_tokens, len(prompt)),
+                    sampling=_of_choice(params, number % spec.n),
+                    stop=stop,
                     ignore_eos=spec.ignore_eos,
                     logprobs=spec.logprobs,
                     reuse_prefix=spec.reuse_prefix,
@@ -158,32 +182,28 @@ class GenerationService:
             )
         return requests
 
-    def _max_tokens(self, spec: GenerationSpec, prompt: int, *, chat: bool) -> int:
-        n_ctx = self.limits.n_ctx
-        if prompt + (spec.max_tokens or 1) > n_ctx:
-            raise ContextLengthExceeded(
-                prompt_tokens=prompt,
-                max_tokens=spec.max_tokens,
-                n_ctx=n_ctx,
-                param="messages" if chat else "prompt",
-            )
-        return spec.max_tokens or min(self.limits.default_max_tokens, n_ctx - prompt)
 
-    def _submit(self, requests: Sequence[GenerationRequest]) -> list[TokenStreamLike]:
-        """Submit all or none."""
-        streams: list[TokenStreamLike] = []
-        try:
-            for request in requests:
-                streams.append(self._engine.submit(request))  # noqa: PERF401 - kept on failure
-        except BaseException:
-            for stream in streams:
-                stream.abort()
-            raise
-        return streams
+def _of_choice(params: SamplingParams, choice: int) -> SamplingParams:
+    if params.seed is None or choice == 0:
+        return params
+    return replace(params, seed=(params.seed + choice) % 2**32)
+
+
+def _submit(engine: Engine, requests: Sequence[GenerationRequest]) -> list[TokenStreamLike]:
+    """Submit all or none."""
+    streams: list[TokenStreamLike] = []
+    try:
+        for request in requests:
+            streams.append(engine.submit(request))  # noqa: PERF401 - kept on failure
+    except BaseException:
+        for stream in streams:
+            stream.abort()
+        raise
+    return streams
 
 
 def _check_bias(spec: GenerationSpec, n_vocab: int) -> None:
-    for token in spec.sampling.logit_bias:
+    for token in spec.sampling.get("logit_bias", ()):
         if not 0 <= token < n_vocab:
             raise InvalidRequest(
                 f"Token id {token} is out of range: this model's ids are 0 to {n_vocab - 1}.",

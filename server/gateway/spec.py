@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.core.request import SamplingParams
-
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
@@ -18,6 +16,7 @@ class ChatPrompt:
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
+    """None: the request says nothing of tools, so an agent's own are offered; empty: none."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Extra variables for the template, such as `enable_thinking`."""
 
@@ -48,13 +47,14 @@ class GenerationSpec:
     request_id: str
     """Unique in this process: names the sequences in the engine."""
     model: str | None
-    """None asks for the served model, whatever its name."""
+    """None asks for the first model, whatever its name."""
     prompts: Sequence[Prompt]
     """One for chat; legacy completions may have several."""
     max_tokens: int | None = None
-    """None: `default_max_tokens`, or what remains of `n_ctx` if that is less."""
+    """None: the agent's default, or what remains of its `n_ctx` if that is less."""
     n: int = 1
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """What the request said, by `SamplingParams`' names; the rest is the agent's to say."""
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from server.engine.interface import Engine, EngineState
 from server.gateway.admission import AdmissionController
+from server.gateway.host import Host
+from server.ops.metrics_state import StateCollector
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 _GAPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -18,10 +18,10 @@ _GAPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 class Metrics:
     """The gateway's `Telemetry`, and the engine's own numbers read at every scrape."""
 
-    def __init__(self, engine: Engine, admission: AdmissionController) -> None:
-        """`engine` and `admission` are only read."""
+    def __init__(self, hosts: Iterable[Host], admission: AdmissionController) -> None:
+        """`hosts` and `admission` are only read."""
         self._registry = CollectorRegistry()
-        self._registry.register(_State(engine, admission))
+        self._registry.register(StateCollector(hosts, admission))
         self._requests = self._counter(
             "requests", "HTTP requests answered.", ("endpoint", "status")
         )
@@ -94,52 +94,3 @@ class Metrics:
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
         return Histogram(f"onegpu_{name}", text, labels, buckets=buckets, registry=self._registry)
-
-
-class _State:
-    """Reads the engine and the line when a scrape asks."""
-
-    def __init__(self, engine: Engine, admission: AdmissionController) -> None:
-        self._engine = engine
-        self._admission = admission
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield gauges and the engine's counters."""
-        status = self._engine.status()
-        gauges = {
-            "up": ("1 while the engine is ready.", status.state is EngineState.READY),
-            "load_progress": ("Part of the model that is loaded, 0 to 1.", status.load_progress),
-            "slots": ("Slots there are.", status.slots),
-            "slots_running": ("Slots that are in use.", status.running),
-            "requests_waiting": ("Sequences in the line for a slot.", status.waiting),
-            "places_held": ("Places in the line held, running ones too.", self._held()),
-            "kv_cells": ("KV cells there are.", status.kv_cells),
-            "kv_cells_reserved": ("KV cells reserved by running sequences.", status.reserved_cells),
-            "kv_cells_idle": ("KV cells that keep finished prefixes.", status.idle_cells),
-        }
-        for name, (text, value) in gauges.items():
-            yield GaugeMetricFamily(f"onegpu_{name}", text, float(value))
-        counters = status.counters
-        yield _total("steps", "Decode calls.", counters.get("steps", 0))
-        yield _total("step_seconds", "Time spent in decode calls.", status.step_seconds)
-        yield _total("prompt_rows", "Prompt rows computed.", counters.get("prefill_rows", 0))
-        yield _total("decode_rows", "Generation rows computed.", counters.get("decode_rows", 0))
-        events = CounterMetricFamily(
-            "onegpu_engine_events", "The engine's own counters, by name.", labels=("event",)
-        )
-        for name, value in sorted(counters.items()):
-            events.add_metric((name,), value)
-        yield events
-        line = CounterMetricFamily(
-            "onegpu_admission", "What happened at the line, by outcome.", labels=("outcome",)
-        )
-        for name, value in sorted(self._admission.counters.items()):
-            line.add_metric((name,), value)
-        yield line
-
-    def _held(self) -> int:
-        return self._admission.outstanding
-
-
-def _total(name: str, text: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(f"onegpu_{name}", text, value)

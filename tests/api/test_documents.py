@@ -11,12 +11,19 @@ from server.api.errors import STATUS
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.common import GenerationFields, StreamOptions
 from server.api.schemas.completions import CompletionRequest
-from server.api.schemas.system import DetokenizeRequest, TokenizeRequest
+from server.api.schemas.system import DetokenizeRequest, ModelRequest, TokenizeRequest
 from server.core import errors
 from tests.serving import Stack
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
-MODELS = (ChatRequest, CompletionRequest, StreamOptions, TokenizeRequest, DetokenizeRequest)
+MODELS = (
+    ChatRequest,
+    CompletionRequest,
+    StreamOptions,
+    TokenizeRequest,
+    DetokenizeRequest,
+    ModelRequest,
+)
 FIELDS = {name for model in MODELS for name in model.model_fields}
 
 

@@ -313,9 +313,9 @@ async def test_without_a_model_every_endpoint_says_so(state, code):
 
 async def test_draining_and_a_full_line_are_503_with_advice(stack):
     stack.engine.manual = True
-    ticket = stack.admission.admit(12)
+    ticket = stack.service.router.default.host.lane.admit(12)
     answer = await post(stack, CHAT, {"messages": [USER]})
-    assert "12 of 12" in error_of(answer, 503, "queue_full")["message"]
+    assert "8 of 8" in error_of(answer, 503, "queue_full")["message"]
     assert 1 <= int(answer.headers["retry-after"]) <= 120
     assert "x-should-retry" not in answer.headers
     stack.admission.drain()
@@ -329,7 +329,7 @@ async def test_a_bug_says_nothing_about_its_insides(stack, monkeypatch, caplog):
     def broken(*_):
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(stack.service, "_check_choices", broken)
+    monkeypatch.setattr(stack.service, "_check", broken)
     answer = await post(stack, CHAT, {"messages": [USER]})
     told = error_of(answer, 500, "internal_error")
     assert "secret" not in told["message"]
@@ -341,7 +341,7 @@ async def test_a_template_that_refuses_is_a_400(stack):
 
     source = "{{ raise_exception('no system messages please') }}"
     tokenizer = stack.engine.tokenizer
-    stack.service.prompter._bound = tokenizer, ChatTemplate(source, tokenizer)
+    stack.service.router.default.prompter._bound = tokenizer, ChatTemplate(source, tokenizer)
     told = error_of(await post(stack, CHAT, {"messages": [USER]}))
     assert "no system messages please" in told["message"]
     assert told["param"] == "messages"

@@ -51,7 +51,7 @@ async def blocks(answer):
 async def test_the_status_waits_for_the_first_token():
     async with serve(manual()) as stack, asking(stack) as task:
         stream = await stack.engine.submitted()
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         stack.engine.fail(stream, GenerationFailed("no"))
         answer = await task
         assert answer.status_code == 500
@@ -68,7 +68,7 @@ async def test_past_the_hold_the_stream_opens_with_the_place_in_the_line():
             assert answer.status_code == 200
             lines = answer.aiter_lines()
             assert await anext(lines) == ": queued 2/2"
-            stack.engine.start(stream)
+            stack.engine.begin(stream)
             stack.engine.say(stream, "hi")
             stack.engine.finish(stream)
             data = [line async for line in lines if line.startswith("data: ")]
@@ -82,7 +82,7 @@ async def test_comments_go_on_while_nothing_comes():
         lines = (await task).aiter_lines()
         waiting = [line for line in [await anext(lines) for _ in range(4)] if line]
         assert waiting == [": queued 1/1"] * 2
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         async for line in lines:
             if line == ": processing":
                 break
@@ -92,7 +92,7 @@ async def test_comments_go_on_while_nothing_comes():
 
 async def test_the_line_tells_the_expected_wait_once_it_is_known():
     async with serve(manual(stream_hold=0.0)) as stack:
-        stack.admission._rate.observe(8.0, 1)
+        stack.service.router.default.host.lane._rate.observe(8.0, 1)
         async with asking(stack) as task:
             stream = await stack.engine.submitted()
             line = await anext((await task).aiter_lines())
@@ -103,7 +103,7 @@ async def test_the_line_tells_the_expected_wait_once_it_is_known():
 async def test_a_later_failure_is_an_event_without_done():
     async with serve(manual()) as stack, asking(stack) as task:
         stream = await stack.engine.submitted()
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         stack.engine.say(stream, "so far")
         answer = await task
         stack.engine.fail(stream, EngineDead("the loop raised"))
@@ -123,7 +123,7 @@ async def test_the_official_client_raises_on_a_later_failure():
     ):
         task = asyncio.create_task(client.chat.completions.create(**STREAM))
         stream = await stack.engine.submitted()
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         stack.engine.say(stream, "so far")
         chunks = await task
         stack.engine.fail(stream, GenerationFailed("the sampler broke"))
@@ -140,7 +140,7 @@ async def test_a_client_that_goes_frees_everything(phase, body):
         async with asking(stack, body) as task:
             stream = await stack.engine.submitted()
             if phase != "queued":
-                stack.engine.start(stream)
+                stack.engine.begin(stream)
             if phase == "running":
                 stack.engine.say(stream, "x")
             if task.done() or (body is STREAM and phase != "held"):
@@ -160,7 +160,7 @@ async def test_a_reader_that_stalls_is_cut_off_and_costs_only_itself():
         head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
         writer.write(head.encode() + content)
         stream = await stack.engine.submitted()
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         while not stack.engine.aborted:
             stack.engine.say(stream, "x" * 50_000)
             await asyncio.sleep(0)
@@ -216,7 +216,7 @@ async def test_a_silent_engine_is_504_and_work_is_not_to_be_repeated():
     stack = replace(manual(), read_timeout=0.1)
     async with serve(stack), asking(stack, BODY) as task:
         stream = await stack.engine.submitted()
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         answer = await task
         assert answer.status_code == 504
         assert answer.headers["x-should-retry"] == "false"
@@ -229,7 +229,7 @@ async def test_computing_a_long_prompt_is_not_silence():
     async with serve(stack), asking(stack, BODY) as task:
         stream = await stack.engine.submitted()
         stack.engine.prefilling = True
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         await stack.engine.until(lambda engine: engine.computed > 20)
         assert not task.done()
         stack.engine.say(stream, "done")
@@ -240,7 +240,7 @@ async def test_computing_a_long_prompt_is_not_silence():
 async def test_a_server_told_to_exit_lets_streams_end():
     async with serve(manual()) as stack, asking(stack) as task:
         stream = await stack.engine.submitted()
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         stack.engine.say(stream, "one")
         answer = await task
         lines = answer.aiter_lines()
@@ -257,7 +257,7 @@ async def test_a_server_told_to_exit_lets_streams_end():
 async def test_one_wakeup_with_many_tokens_is_one_chunk():
     async with serve(manual()) as stack, asking(stack) as task:
         stream = await stack.engine.submitted()
-        stack.engine.start(stream)
+        stack.engine.begin(stream)
         for text in ("a", "b", "c"):
             stack.engine.say(stream, text)
         stack.engine.finish(stream)

@@ -113,9 +113,9 @@ async def test_metrics_count_by_route_and_code(stack):
         'onegpu_requests_total{endpoint="unmatched",status="404"} 1.0',
         'onegpu_errors_total{code="invalid_request"} 1.0',
         'onegpu_errors_total{code="model_not_found"} 1.0',
-        "onegpu_steps_total 7.0",
-        "onegpu_prompt_rows_total 3.0",
-        "onegpu_slots 4.0",
+        'onegpu_steps_total{model="fake-model"} 7.0',
+        'onegpu_prompt_rows_total{model="fake-model"} 3.0',
+        'onegpu_slots{model="fake-model"} 4.0',
         'onegpu_admission_total{outcome="admitted"} 1.0',
     ):
         assert line in answer.text.splitlines(), line

@@ -21,7 +21,7 @@ def served(monkeypatch):
     """Stand in for the assembly; has the settings that `serve` was given."""
     calls: list[Settings] = []
 
-    def serve(settings: Settings) -> int:
+    def serve(settings: Settings, _fetch: object) -> int:
         calls.append(settings)
         return 0
 
@@ -70,7 +70,7 @@ def test_serve_reads_the_config_and_flags_win(served, model) -> None:
 
 
 def test_serve_returns_what_the_assembly_returns(served, model, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules["server.assembly"], "serve", lambda _settings: 1)
+    monkeypatch.setattr(sys.modules["server.assembly"], "serve", lambda _settings, _fetch: 1)
 
     assert exit_status("serve", str(model)) == 1
 
@@ -85,7 +85,7 @@ def test_serve_returns_what_the_assembly_returns(served, model, monkeypatch) -> 
 def test_failures_while_running_have_their_status(
     served, model, monkeypatch, capsys, failure, status, message
 ) -> None:
-    def fail(_settings):
+    def fail(_settings, _fetch):
         raise failure
 
     monkeypatch.setattr(sys.modules["server.assembly"], "serve", fail)

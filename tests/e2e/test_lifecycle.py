@@ -148,7 +148,7 @@ def a_count_that_lies(path: Path) -> None:
 
 
 def a_layer_too_many(path: Path) -> None:
-    """The right header for another file: llama.cpp misses a tensor."""
+    """The header of another file: a layer has no tensors."""
     data = DEMO.read_bytes()
     key = b"qwen3.block_count"
     at = data.index(key) + len(key) + 4
@@ -162,7 +162,7 @@ BAD_FILES = {
     no_gguf: "not a GGUF",
     Path.touch: "empty",
     a_count_that_lies: "tensors",
-    a_layer_too_many: "not found",
+    a_layer_too_many: "claims 6 layers",
 }
 
 

@@ -7,15 +7,21 @@ import pytest
 from server.engine.interface import EngineState
 from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.health import Health, HealthLimits
+from server.gateway.hosts import HostManager
+from server.gateway.memory import Budget
 from tests.fakes import FakeClock, FakeEngine
+from tests.serving import adopted
 
 
 @pytest.fixture
 def parts():
     clock, engine = FakeClock(), FakeEngine()
-    line = AdmissionController(AdmissionLimits(1, 1), clock)
+    line = AdmissionController(AdmissionLimits(1), clock)
     engine.last_step = clock.now
-    return Health(engine, line, HealthLimits(stall_after=30.0), clock), engine, line, clock
+    host = adopted(engine, line)
+    hosts = HostManager([host], Budget(), clock)
+    limits = HealthLimits(stall_after=30.0)
+    return Health(hosts, host, line, limits, clock), engine, line, clock
 
 
 def test_standing_still_is_fine_without_work(parts):

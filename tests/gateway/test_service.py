@@ -17,7 +17,6 @@ from server.core.errors import (
     QueueTimeout,
 )
 from server.core.events import Delta, Finished, Started
-from server.core.request import SamplingParams
 from server.gateway.spec import ChatPrompt, GenerationSpec, TextPrompt, TokenPrompt
 from tests.fakes import FakeEngine, Script
 from tests.serving import MODEL, Stack
@@ -40,7 +39,7 @@ def stack():
 
 
 async def test_requests_carry_what_was_asked(stack):
-    sampling = SamplingParams(seed=2**32 - 1, temperature=0.5)
+    sampling = {"seed": 2**32 - 1, "temperature": 0.5}
     generation = await stack.service.open(
         spec(n=3, sampling=sampling, max_tokens=7, stop=("x",), logprobs=2, reuse_prefix=False)
     )
@@ -76,7 +75,7 @@ async def test_the_default_output_is_bounded_by_what_remains(stack):
         (spec(n=5), InvalidRequest),
         (spec(TextPrompt("")), InvalidRequest),
         (spec(TokenPrompt([999])), InvalidRequest),
-        (spec(sampling=SamplingParams(logit_bias={999: 1.0})), InvalidRequest),
+        (spec(sampling={"logit_bias": {999: 1.0}}), InvalidRequest),
         (spec(TextPrompt("x" * 4096)), ContextLengthExceeded),
         (spec(max_tokens=4092), ContextLengthExceeded),
         (spec(ChatPrompt([{"role": "user", "content": "x" * 5000}])), ContextLengthExceeded),
@@ -93,7 +92,7 @@ async def test_what_cannot_run_is_refused_and_leaves_nothing(stack, wanted, erro
     "prompt", [TextPrompt("x" * 99_999), ChatPrompt([{"role": "user", "content": "x" * 99_999}])]
 )
 async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(stack, prompt):
-    _, tokenizer = stack.service.model()
+    tokenizer = stack.engine.tokenizer
     encoded = []
     tokenizer.encode = lambda text, **_: encoded.append(text)
     with pytest.raises(ContextLengthExceeded, match="at least") as caught:
@@ -122,14 +121,14 @@ async def test_a_caller_cancelled_while_tokenizing_leaves_nothing(stack):
 
     gate, begun = threading.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    whole = stack.service.prompter.encode
+    whole = stack.service.router.default.prompter.encode
 
     def encode(prompt, n_ctx):
         loop.call_soon_threadsafe(begun.set)
         gate.wait(10)
         return whole(prompt, n_ctx)
 
-    stack.service.prompter.encode = encode
+    stack.service.router.default.prompter.encode = encode
     task = asyncio.create_task(stack.service.open(spec()))
     await begun.wait()
     assert stack.admission.outstanding == 1
@@ -144,8 +143,8 @@ async def test_a_caller_cancelled_while_tokenizing_leaves_nothing(stack):
 async def test_events_of_all_choices_are_merged_in_batches(stack):
     generation = await stack.service.open(spec(n=2))
     first, second = stack.engine.streams
-    stack.engine.start(first, cached=4)
-    stack.engine.start(second, cached=2)
+    stack.engine.begin(first, cached=4)
+    stack.engine.begin(second, cached=2)
     stack.engine.say(second, "b")
     stack.engine.say(first, "a")
     assert await generation.first_events(5)
@@ -166,7 +165,7 @@ async def test_first_events_returns_after_the_hold(stack):
     generation = await stack.service.open(spec())
     assert not await generation.first_events(0.01)
     assert not await generation.first_events(0.0)
-    stack.engine.start(stack.engine.streams[0])
+    stack.engine.begin(stack.engine.streams[0])
     assert not await generation.first_events(0.01)
     stack.engine.say(stack.engine.streams[0], "x")
     assert await generation.first_events(5)
@@ -180,7 +179,7 @@ async def test_first_events_returns_after_the_hold(stack):
 async def test_a_failure_ends_the_whole_request(stack, n):
     generation = await stack.service.open(spec(n=n))
     first = stack.engine.streams[0]
-    stack.engine.start(first)
+    stack.engine.begin(first)
     stack.engine.say(first, "x")
     assert await generation.first_events(5)
     stack.engine.fail(first, GenerationFailed("broken"))
@@ -197,7 +196,7 @@ async def test_a_wait_that_ran_out_comes_with_advice(stack):
     stack.engine.fail(stack.engine.streams[0], QueueTimeout("no slot in time"))
     with pytest.raises(QueueTimeout) as caught:
         await generation.first_events(5)
-    assert caught.value.retry_after == stack.admission.retry_after()
+    assert caught.value.retry_after == stack.service.router.default.host.lane.retry_after()
     generation.close()
 
 
@@ -220,7 +219,7 @@ async def test_steps_that_serve_others_are_no_silence():
     stack = Stack(engine=FakeEngine(manual=True), read_timeout=0.05)
     generation = await stack.service.open(spec())
     ours = stack.engine.streams[0]
-    stack.engine.start(ours)
+    stack.engine.begin(ours)
     waiting = asyncio.create_task(generation.first_events(5))
     for _ in range(20):
         await asyncio.sleep(0.01)
@@ -234,7 +233,7 @@ async def test_steps_that_serve_others_are_no_silence():
 async def test_waiting_with_comments_still_ends_in_a_timeout():
     stack = Stack(engine=FakeEngine(manual=True), read_timeout=0.1)
     generation = await stack.service.open(spec())
-    stack.engine.start(stack.engine.streams[0])
+    stack.engine.begin(stack.engine.streams[0])
     batches: list[Any] = []
     with pytest.raises(EngineTimeout):
         await _collect(generation.events(idle=0.01), batches, whole=True)
@@ -252,13 +251,13 @@ async def test_close_is_idempotent_and_frees_at_once(stack):
 
 
 async def test_the_place_in_the_line(stack):
-    stack.admission._rate.observe(4.0, 2)
+    stack.service.router.default.host.lane._rate.observe(4.0, 2)
     ahead = await stack.service.open(spec())
     generation = await stack.service.open(GenerationSpec("other", MODEL, (TextPrompt("x"),)))
     status = generation.queue_status()
     assert (status.position, status.waiting) == (2, 2)
     assert status.seconds == pytest.approx(4.0, rel=0.01)
-    stack.engine.start(stack.engine.streams[1])
+    stack.engine.begin(stack.engine.streams[1])
     await generation.first_events(0.01)
     assert generation.queue_status() is None
     ahead.close()

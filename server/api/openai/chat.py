@@ -10,7 +10,7 @@ from starlette.responses import Response
 from server.api.body import ignored_header, read_model
 from server.api.disconnect import unless_disconnected
 from server.api.openai.head import AnswerHead, head_of
-from server.api.openai.streaming import open_generation, stream
+from server.api.openai.streaming import open_generation, stream, whole
 from server.api.openai.wire import FINISH, encode
 from server.api.parts import Parts
 from server.api.schemas.chat import ChatRequest
@@ -36,8 +36,7 @@ def chat_router(parts: Parts) -> APIRouter:
                 return ChatStream(head_of(parts, spec, generation), with_usage=with_usage)
 
             return await stream(parts, request, spec, writer, headers)
-        content = await unless_disconnected(request.receive, _answer(parts, request, spec))
-        return Response(content, headers=headers, media_type="application/json")
+        return await unless_disconnected(request.receive, _answer(parts, request, spec, headers))
 
     return router
 
@@ -120,14 +119,18 @@ class ChatStream:
         """Return the chunk that opens a choice, the first time."""
         if self._begun[choice]:
             return ""
+        opening = self._openings[choice]
+        if self._head.extension and not any(self._begun):
+            opening = f"{self._start},{encode(self._head.extension)[1:-1]}" + opening.removeprefix(
+                self._start
+            )
         self._begun[choice] = True
-        return (
-            f'{self._openings[choice]}{{"role":"assistant","content":""}},"logprobs":null'
-            f"{self._open_end}"
-        )
+        return f'{opening}{{"role":"assistant","content":""}},"logprobs":null{self._open_end}'
 
 
-async def _answer(parts: Parts, request: Request, spec: GenerationSpec) -> bytes:
+async def _answer(
+    parts: Parts, request: Request, spec: GenerationSpec, headers: dict[str, str]
+) -> Response:
     """Generate all choices and return the whole answer."""
     generation = await open_generation(parts, request, spec)
     try:
@@ -157,5 +160,4 @@ async def _answer(parts: Parts, request: Request, spec: GenerationSpec) -> bytes
         }
         for choice in range(count)
     ]
-    answer = {**head.fields, "object": "chat.completion", "choices": choices, "usage": head.usage()}
-    return encode(answer).encode("utf-8", "replace")
+    return whole(head, "chat.completion", choices, headers)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from server.api.body import ignored_header, read_model
 from server.api.disconnect import unless_disconnected
 from server.api.openai.head import AnswerHead, head_of
-from server.api.openai.streaming import open_generation, stream
+from server.api.openai.streaming import open_generation, stream, whole
 from server.api.openai.wire import FINISH, LegacyLogprobs, encode
 from server.api.parts import Parts
 from server.api.schemas.completions import CompletionRequest
@@ -35,13 +35,12 @@ def completions_router(parts: Parts) -> APIRouter:
 
             def writer(generation: Generation) -> CompletionStream:
                 head = head_of(parts, spec, generation)
-                echo = _echo(parts, spec, generation) if body.echo else None
+                echo = _echo(spec, generation) if body.echo else None
                 return CompletionStream(head, echo, with_usage=with_usage)
 
             return await stream(parts, request, spec, writer, headers)
-        work = _answer(parts, request, spec, echo=bool(body.echo))
-        content = await unless_disconnected(request.receive, work)
-        return Response(content, headers=headers, media_type="application/json")
+        work = _answer(parts, request, spec, headers, echo=bool(body.echo))
+        return await unless_disconnected(request.receive, work)
 
     return router
 
@@ -64,9 +63,9 @@ def _spec(parts: Parts, body: CompletionRequest) -> tuple[GenerationSpec, dict[s
     return spec, ignored
 
 
-def _echo(parts: Parts, spec: GenerationSpec, generation: Generation) -> list[str]:
+def _echo(spec: GenerationSpec, generation: Generation) -> list[str]:
     """Return each choice's prompt as text."""
-    _, tokenizer = parts.service.model()
+    tokenizer = generation.lease.tokenizer
     shown = [
         prompt.text
         if isinstance(prompt, TextPrompt)
@@ -124,17 +123,15 @@ class CompletionStream:
         )
 
 
-async def _answer(parts: Parts, request: Request, spec: GenerationSpec, *, echo: bool) -> bytes:
+async def _answer(
+    parts: Parts, request: Request, spec: GenerationSpec, headers: dict[str, str], *, echo: bool
+) -> Response:
     """Generate all choices and return the whole answer."""
     generation = await open_generation(parts, request, spec)
     try:
         head = head_of(parts, spec, generation)
         count = len(generation.choices)
-        texts = (
-            [[text] for text in _echo(parts, spec, generation)]
-            if echo
-            else [[] for _ in range(count)]
-        )
+        texts = [[text] for text in _echo(spec, generation)] if echo else [[] for _ in range(count)]
         logprobs: list[list[SampledLogprobs]] = [[] for _ in range(count)]
         reasons = [""] * count
         async for batch in generation.events():
@@ -158,5 +155,4 @@ async def _answer(parts: Parts, request: Request, spec: GenerationSpec, *, echo:
         }
         for choice in range(count)
     ]
-    answer = {**head.fields, "object": "text_completion", "choices": choices, "usage": head.usage()}
-    return encode(answer).encode("utf-8", "replace")
+    return whole(head, "text_completion", choices, headers)

@@ -31,6 +31,10 @@ class AnswerHead:
             "model": generation.model,
             "system_fingerprint": fingerprint,
         }
+        self.extension: dict[str, Any] = {}
+        """What this server adds to an answer or its first chunk; usually nothing."""
+        if generation.dropped_turns:
+            self.extension["onegpu"] = {"dropped_turns": generation.dropped_turns}
         self.texts = TokenTexts(tokenizer)
         self.reasoning = [
             ReasoningCounter(tokenizer.marker_tokens, generation.prompts[choice.prompt])
@@ -44,6 +48,5 @@ class AnswerHead:
 
 def head_of(parts: Parts, spec: GenerationSpec, generation: Generation) -> AnswerHead:
     """Return what an answer to `spec` carries everywhere."""
-    info, tokenizer = parts.service.model()
-    created = int(parts.clock.wall())
-    return AnswerHead(spec.request_id, created, generation, info.fingerprint, tokenizer)
+    lease, created = generation.lease, int(parts.clock.wall())
+    return AnswerHead(spec.request_id, created, generation, lease.info.fingerprint, lease.tokenizer)

@@ -1,46 +1,89 @@
-"""`GET /v1/models` and `/v1/models/{id}`."""
+"""`GET /v1/models` and `/v1/models/{id}`, and `/models/load` and `/models/unload`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from server.api.body import read_model
 from server.api.parts import Parts
+from server.api.schemas.system import ModelRequest
 from server.core.errors import Unavailable
+from server.gateway.host import Host
+from server.gateway.hosts import dead
+from server.gateway.routing import Served
 
 
 def models_router(parts: Parts) -> APIRouter:
-    """Return the endpoints. They answer while the model is loading too."""
+    """Return the endpoints. Those that list answer whatever is loaded."""
     router = APIRouter()
+    pause = parts.limits.write_timeout
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
         """List what is served."""
-        names = parts.service.limits.names
-        return {"object": "list", "data": [_card(parts, name) for name in names]}
+        served = parts.service.router.served
+        cards = [_card(parts, one, name) for one in served for name in one.agent.names]
+        return {"object": "list", "data": cards}
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
         """Describe one model."""
-        parts.service.resolve(model)
-        return _card(parts, model)
+        return _card(parts, parts.service.router.pick(model), model)
+
+    @router.post("/models/load")
+    async def load(request: Request) -> dict[str, Any]:
+        """Load a model as soon as there is room; its card tells how far it is."""
+        body = await read_model(request, ModelRequest, pause)
+        served = parts.service.router.pick(body.model)
+        parts.service.hosts.begin_load(served.host)
+        return _told(served)
+
+    @router.post("/models/unload")
+    async def unload(request: Request) -> dict[str, Any]:
+        """Unload a model once its last answer is complete; its card tells when it is gone."""
+        body = await read_model(request, ModelRequest, pause)
+        served = parts.service.router.pick(body.model)
+        parts.service.hosts.begin_unload(served.host)
+        return _told(served)
 
     return router
 
 
-def _card(parts: Parts, name: str) -> dict[str, Any]:
-    limits = parts.service.limits
+def _told(served: Served) -> dict[str, Any]:
+    return {"success": True, "model": served.agent.name, "state": state(served.host)}
+
+
+def state(host: Host) -> str:
+    """The host's state; a loaded model whose engine died has failed."""
+    return "failed" if dead(host) is not None else host.state.value
+
+
+def _card(parts: Parts, served: Served, name: str) -> dict[str, Any]:
+    agent, host = served.agent, served.host
+    error = dead(host) or host.error
     card: dict[str, Any] = {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "onegpu",
-        "context_window": limits.n_ctx,
-        "max_tokens": limits.default_max_tokens,
+        "state": state(host),
+        "load_progress": round(host.progress(), 3),
+        "context_window": agent.n_ctx,
+        "max_tokens": agent.default_max_tokens,
+        "slots": host.spec.slots,
+        "memory": {"gpu": host.spec.footprint.gpu, "cpu": host.spec.footprint.cpu},
+        "weights": host.spec.name,
+        "expires_at": _expires_at(parts, host),
+        "error": None if error is None else error.message,
     }
+    if agent.description:
+        card["description"] = agent.description
+    if not host.loaded or host.engine is None:
+        return card
     try:
-        info, _ = parts.service.model()
+        info, _ = host.engine.model
     except Unavailable:
         return card
     card["created"] = info.created
@@ -53,3 +96,11 @@ def _card(parts: Parts, name: str) -> dict[str, Any]:
         "size": info.size_bytes,
     }
     return card
+
+
+def _expires_at(parts: Parts, host: Host) -> int | None:
+    """Unix seconds at which the model is unloaded if nobody asks it anything."""
+    expires = host.expires()
+    if expires is None:
+        return None
+    return round(parts.clock.wall() + expires - parts.clock.monotonic())

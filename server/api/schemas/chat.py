@@ -49,14 +49,17 @@ class ChatFields(GenerationFields):
         return ChatPrompt(messages, self._offered_tools(), kwargs)
 
     def _offered_tools(self) -> list[dict[str, Any]] | None:
+        """None where the request says nothing of tools."""
         choice = self.tool_choice
         if choice not in (None, "none", "auto"):
             raise InvalidRequest(
                 '\'tool_choice\' can be "auto" or "none": calls cannot be enforced yet.',
                 param="tool_choice",
             )
+        if choice == "none":
+            return []
         if not self.tools:
-            return None
+            return self.tools
         for number, tool in enumerate(self.tools):
             function = tool.get("function")
             if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -64,12 +67,12 @@ class ChatFields(GenerationFields):
                     'A tool must be {"type": "function", "function": {"name": …}}.',
                     param=field_path(("tools", number)),
                 )
-        if self.parallel_tool_calls is False and choice != "none":
+        if self.parallel_tool_calls is False:
             raise InvalidRequest(
                 "'parallel_tool_calls': false cannot be enforced yet; leave it out.",
                 param="parallel_tool_calls",
             )
-        return None if choice == "none" else self.tools
+        return self.tools
 
 
 class ChatRequest(ChatFields):

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.errors import field_path
 from server.core.errors import InvalidRequest
-from server.core.request import SamplingParams
 
 MAX_STOPS = 16
 MOST_BIASES = 1024
@@ -63,8 +62,11 @@ class SamplingFields(ApiModel):
     mirostat_tau: Annotated[Number, Field(ge=0, le=100)] | None = None
     mirostat_eta: Annotated[Number, Field(ge=0, le=100)] | None = None
 
-    def sampling(self) -> SamplingParams:
-        """Return what was set, on top of the defaults. Raises `InvalidRequest`."""
+    def sampling(self) -> dict[str, Any]:
+        """Return what was said, by `SamplingParams`' names. Raises `InvalidRequest`.
+
+        What was left out, or null, is not in it: the model's own defaults decide.
+        """
         given: dict[str, Any] = {
             name: value
             for name in SamplingFields.model_fields
@@ -82,7 +84,7 @@ class SamplingFields(ApiModel):
             given["logit_bias"] = _bias(given["logit_bias"])
         if "dry_sequence_breakers" in given:
             given["dry_sequence_breakers"] = tuple(given["dry_sequence_breakers"])
-        return SamplingParams(**given)
+        return given
 
 
 class GenerationFields(SamplingFields):

@@ -1,0 +1,51 @@
+"""What this machine has for models: the card, if llama.cpp can use it, and system memory."""
+
+from __future__ import annotations
+
+from server.catalog.plan import Memory, repacked_types
+from server.core.errors import ConfigError
+from server.llama.gpu_build import gpu_mismatch
+from server.ops.gpu import Card, read_cards
+from server.ops.machine import available_memory, cpu_flags
+from server.settings import Settings
+
+
+def machine_memory(settings: Settings) -> Memory:
+    """Return what models may be planned for.
+
+    Raises `ConfigError` where a card is there that this build of llama.cpp cannot use, unless no
+    layers are wanted on it.
+    """
+    reserve = settings.memory.reserve
+    cards = read_cards()
+    card = cards[min(settings.model.main_gpu, len(cards) - 1)] if cards else None
+    meant_for_cpu = settings.model.n_gpu_layers == 0
+    if card is not None and not meant_for_cpu:
+        refusal = gpu_mismatch(cards, supports_offload())
+        if refusal is not None:
+            raise ConfigError(refusal)
+    flags = repacked_types(cpu_flags())
+    available = available_memory()
+    if card is None or meant_for_cpu:
+        left = None if available is None else max(0, available - reserve)
+        return Memory(cpu_available=left, reserve=reserve, repacked=flags)
+    return Memory(
+        gpu_total=_of_card(card, settings.memory.vram),
+        gpu_free=card.free,
+        cpu_available=available,
+        gpu_name=card.name,
+        reserve=reserve,
+        repacked=flags,
+    )
+
+
+def supports_offload() -> bool:
+    """Tell whether llama.cpp was built for a GPU and finds one."""
+    # Imported here: the native library is slow to load, and only machines with a card need it yet.
+    from server.llama.native import library  # noqa: PLC0415
+
+    return library().supports_gpu_offload()
+
+
+def _of_card(card: Card, vram: int | None) -> int:
+    return card.total if vram is None else min(vram, card.total)

@@ -1,0 +1,194 @@
+"""What the settings and Modelfiles ask to be served, name by name, with files instead of references."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from server.catalog.modelfile import (
+    Modelfile,
+    find_modelfiles,
+    read_modelfile,
+    resolve,
+    served_name,
+)
+from server.core.errors import ConfigError
+from server.settings import EngineSettings, ModelSettings, ServedModelSettings, Settings
+from server.settings.messages import describe
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[str], Path]
+"""Finds the file of a model by path, catalogue name or hub reference; may download it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One served name: the weights, the context and what its agent adds."""
+
+    name: str
+    model: ModelSettings
+    """With `path` and `adapter` as files."""
+    engine: EngineSettings
+    template: str | None
+    """Jinja source that replaces the GGUF's own."""
+    modelfile: Modelfile | None
+    max_tokens: int | None
+    """Output limit of a request that names none; None: the engine's default."""
+    preload: bool
+    keep_alive: float | None
+
+    @property
+    def n_ctx(self) -> int | Literal["auto"]:
+        """Most tokens of one request."""
+        return self.engine.n_ctx
+
+
+def wanted(settings: Settings, fetch: Fetch) -> list[Wanted]:
+    """Return everything to serve, the primary model first. Raises `ConfigError`."""
+    return _Reader(settings, fetch).read()
+
+
+class _Reader:
+    def __init__(self, settings: Settings, fetch: Fetch) -> None:
+        self._settings = settings
+        self._fetch = fetch
+        folder = settings.modelfiles
+        self._known: Mapping[str, Path] = {} if folder is None else find_modelfiles(folder)
+
+    def read(self) -> list[Wanted]:
+        found = [self._primary()]
+        for name, entry in self._settings.models.items():
+            found.append(self._entry(name, entry))
+        served = {one.name for one in found}
+        if len(served) < len(found):
+            raise ConfigError(
+                f"models.{found[0].name}: the first model is served under this name already. "
+                "Give one of them another: model.name."
+            )
+        for name, path in self._known.items():
+            if name not in served:
+                entry = ServedModelSettings.model_validate({"from": str(path)})
+                found.append(self._entry(name, entry))
+        return found
+
+    def _primary(self) -> Wanted:
+        settings = self._settings
+        text = str(settings.model.path)
+        modelfile = self._modelfile(text)
+        written, chosen = settings.model.model_fields_set, settings.engine.model_fields_set
+        said = {} if modelfile is None else _said(modelfile)
+        # Whoever starts the server decides over the Modelfile that is started.
+        over_model = {key: value for key, value in said.items() if key not in written}
+        over_engine = {key: value for key, value in said.items() if key not in chosen}
+        template = _chat_template(settings)
+        if template is None and modelfile is not None:
+            template = modelfile.template
+        return Wanted(
+            name=settings.model.name or _name_of(text, modelfile),
+            model=self._model(text, modelfile, over_model),
+            engine=_engine(settings.engine, over_engine, text),
+            template=template,
+            modelfile=modelfile,
+            max_tokens=None,
+            preload=True,
+            keep_alive=_keep_alive(settings.model.keep_alive, modelfile),
+        )
+
+    def _entry(self, name: str, entry: ServedModelSettings) -> Wanted:
+        modelfile = self._modelfile(entry.from_)
+        said = {} if modelfile is None else _said(modelfile)
+        said |= {key: value for key, value in entry.model_dump().items() if value is not None}
+        return Wanted(
+            name=name,
+            model=self._model(entry.from_, modelfile, said),
+            engine=_engine(self._settings.engine, said, f"models.{name}"),
+            template=None if modelfile is None else modelfile.template,
+            modelfile=modelfile,
+            max_tokens=entry.max_tokens,
+            preload=entry.preload,
+            keep_alive=_keep_alive(entry.keep_alive, modelfile),
+        )
+
+    def _model(
+        self, text: str, modelfile: Modelfile | None, said: Mapping[str, Any]
+    ) -> ModelSettings:
+        """Return the settings of the weights: files found, layers as said."""
+        base = self._settings.model
+        adapter, scale = base.adapter, base.adapter_scale
+        if modelfile is not None:
+            adapter, scale = None, modelfile.adapter_scale
+            if modelfile.adapter is not None:
+                adapter = self._fetch(modelfile.adapter)
+        elif text != str(base.path):
+            adapter = None  # it was made for the primary model
+        changes = {
+            "path": self._fetch(text if modelfile is None else modelfile.base),
+            "adapter": adapter,
+            "adapter_scale": scale,
+            **{key: said[key] for key in ("n_gpu_layers", "n_cpu_moe") if key in said},
+        }
+        return base.model_copy(update=changes)
+
+    def _modelfile(self, text: str) -> Modelfile | None:
+        """Read the Modelfile that `text` means, with everything that it is built on."""
+        found = self._read(text)
+        if found is None:
+            return None
+        whole = resolve(found, self._read)
+        for warning in whole.warnings:
+            log.warning("%s", warning)
+        return whole
+
+    def _read(self, text: str) -> Modelfile | None:
+        path = self._known.get(text, Path(text))
+        if served_name(path) is None or path.is_dir():
+            return None
+        return read_modelfile(path)
+
+
+def _said(modelfile: Modelfile) -> dict[str, Any]:
+    """Return what a Modelfile says about the context, by the settings' names."""
+    said = {"n_ctx": modelfile.n_ctx, "n_gpu_layers": modelfile.n_gpu_layers}
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _engine(base: EngineSettings, said: Mapping[str, Any], where: str) -> EngineSettings:
+    """Return `base` with what is said otherwise. Raises `ConfigError` where that contradicts it."""
+    changes = {key: said[key] for key in ("slots", "n_ctx", "kv_cells", "kv_type") if key in said}
+    if not changes:
+        return base
+    try:
+        return EngineSettings.model_validate({**base.model_dump(exclude_unset=True), **changes})
+    except ValidationError as error:
+        told = "; ".join(describe(details) for details in error.errors(include_url=False))
+        raise ConfigError(f"{where}: {told}") from error
+
+
+def _keep_alive(own: float | None, modelfile: Modelfile | None) -> float | None:
+    if own is not None or modelfile is None or modelfile.keep_alive is None:
+        return own
+    return None if math.isinf(modelfile.keep_alive) else modelfile.keep_alive
+
+
+def _name_of(text: str, modelfile: Modelfile | None) -> str:
+    if modelfile is not None and modelfile.name is not None:
+        return modelfile.name
+    return Path(text).stem if Path(text).suffix.lower() == ".gguf" else text
+
+
+def _chat_template(settings: Settings) -> str | None:
+    """Read the template that replaces the GGUF's own. Raises `ConfigError`."""
+    path = settings.model.chat_template
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.chat_template: cannot read {path}: {error}") from error

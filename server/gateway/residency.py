@@ -1,0 +1,61 @@
+"""Which models are in memory: who may load next, and who has to go for it. Pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.gateway.host import Host, HostState
+from server.gateway.memory import Budget, Footprint, total
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now."""
+
+    start: Host | None
+    """May begin to load: its memory is free."""
+    leaving: tuple[Host, ...]
+    """Let nobody in any more, and are unloaded once the last one has left."""
+
+
+def decide(hosts: Sequence[Host], wanted: Sequence[Host], budget: Budget, now: float) -> Decision:
+    """Decide from the states alone.
+
+    `wanted`: hosts that somebody waits for, the longest wait first. They are served in that order:
+    if a later one could overtake because it is small, a large one might never find its memory.
+    One loads at a time; what leaves for it is what was used longest ago, idle before busy.
+    """
+    leaving = [host for host in hosts if _must_leave(host, wanted, now)]
+    head = next((host for host in wanted if host.state is not HostState.READY), None)
+    if head is None or head.loaded:
+        return Decision(None, tuple(leaving))
+    taken = total(host.spec.footprint for host in hosts if host.loaded)
+    if budget.holds(taken + head.spec.footprint):
+        busy = any(host.state is HostState.LOADING for host in hosts)
+        return Decision(None if busy else head, tuple(leaving))
+    staying = [
+        host
+        for host in hosts
+        if host.state in (HostState.LOADING, HostState.READY) and host not in leaving
+    ]
+    leaving += _victims(staying, head.spec.footprint, budget)
+    return Decision(None, tuple(leaving))
+
+
+def _must_leave(host: Host, wanted: Sequence[Host], now: float) -> bool:
+    if host.state is not HostState.READY:
+        return False
+    expires = host.expires()
+    return host.leaving or (expires is not None and now >= expires and host not in wanted)
+
+
+def _victims(staying: Sequence[Host], need: Footprint, budget: Budget) -> list[Host]:
+    """Return the fewest that make room, in the order in which they should go."""
+    kept = [host for host in staying if host.state is HostState.READY]
+    kept.sort(key=lambda host: (host.holders > 0, host.last_used))
+    loading = [host for host in staying if host.state is HostState.LOADING]
+    victims: list[Host] = []
+    while kept and not budget.holds(total(h.spec.footprint for h in (*kept, *loading)) + need):
+        victims.append(kept.pop(0))
+    return victims
