@@ -257,6 +257,7 @@ def test_two_pulls_of_one_file_download_it_once(hub, pulls, tmp_path) -> None:
     first.join(30)
 
     assert "another process" in told.text
+    assert told.phases == []
     assert results[0] == results[1]
     assert results[0].read_bytes() == blob(SIZE)
     assert hub.bytes_of(NAME) == SIZE
@@ -266,11 +267,14 @@ def test_two_pulls_of_one_file_download_it_once(hub, pulls, tmp_path) -> None:
 def test_a_lock_is_not_shared_by_its_vanished_name(tmp_path) -> None:
     path = lock_path(tmp_path / "m.gguf")
     order: list[str] = []
+    named: list[bool] = []
     entered, go = threading.Event(), threading.Event()
 
     def other() -> None:
         with exclusive(path, waiting=entered.set):
             order.append("second")
+            # A third one that comes now must meet this lock, not make a new one.
+            named.append(path.exists())
 
     with exclusive(path, waiting=go.set):
         thread = threading.Thread(target=other)
@@ -280,6 +284,7 @@ def test_a_lock_is_not_shared_by_its_vanished_name(tmp_path) -> None:
     thread.join(30)
 
     assert order == ["first", "second"]
+    assert named == [True]
     assert not path.exists()
     assert not go.is_set()
 
