@@ -7,6 +7,7 @@
 | `hf:owner/repo`, `hf:owner/repo:Q4_K_M`, `hf:owner/repo@revision:Q4_K_M` | hub |
 | `hf:owner/repo/folder/file.gguf` | hub, one file |
 | `hf.co/owner/repo:Q4_K_M`, `https://huggingface.co/owner/repo` | hub, as others write it |
+| `https://huggingface.co/owner/repo/resolve/main/file.gguf` | hub, one file |
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _HUB_PREFIXES = ("hf:", "hf.co/", "huggingface.co/", "https://hf.co/", "https://
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})"
-    r"(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._-]*))?"
+    r"(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._-]*)|/(?:resolve|blob)/(?P<from_url>[^/:]+)(?=/))?"
     r"(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[A-Za-z0-9_.-]+))?",
 )
 _COMMON_QUANTS = (
@@ -75,6 +76,11 @@ def parse_reference(text: str, *, known: Collection[str]) -> ModelRef:
     for prefix in _HUB_PREFIXES:
         if text.lower().startswith(prefix):
             return _hub_reference(text, text[len(prefix) :])
+    if re.match(r"[a-z]+://", text, re.IGNORECASE):
+        raise ConfigError(
+            f"{text} is not on the hub, which gives checksums for what it sends. Download it "
+            "yourself and give the file's path."
+        )
     catalogue = _catalogue_reference(text, known)
     if catalogue is not None:
         return catalogue
@@ -108,7 +114,8 @@ def hub_hint(ref: ModelRef) -> str:
 
 
 def _hub_reference(text: str, rest: str) -> ModelRef:
-    match = _HUB.fullmatch(rest.rstrip("/"))
+    rest = rest.partition("?")[0].rstrip("/")
+    match = _HUB.fullmatch(rest)
     if match is None or ".." in rest:
         raise ConfigError(
             f"{text} is not a hub reference. Write hf:owner/repo, hf:owner/repo:Q4_K_M or "
@@ -121,7 +128,7 @@ def _hub_reference(text: str, rest: str) -> ModelRef:
         repo=match["repo"],
         quant=canonical_quant(quant) if quant else None,
         file=match["file"],
-        revision=match["revision"],
+        revision=match["revision"] or (None if match["from_url"] == "main" else match["from_url"]),
     )
 
 
