@@ -139,6 +139,23 @@ def test_loading_and_unloading_leaks_no_adapter(models, tmp_path):
     assert after - before < 2 * adapter_bytes(path)
 
 
+def test_a_context_that_lives_on_gets_the_memory_of_its_adapters_back(make_driver, tmp_path):
+    path = write_adapter(tmp_path / "big.gguf", AdapterSpec(rank=512, alpha=512.0), BASE)
+    loaded = make_driver().backend._loaded
+
+    def cycle() -> int:
+        adapter = loaded.library.adapter_lora_init(loaded.model, str(path).encode())
+        assert adapter
+        set_adapter(loaded.library, loaded.context, adapter, 1.0)
+        detach_adapter(loaded.library, loaded.context, adapter)
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    before = [cycle() for _ in range(2)][-1]
+    after = [cycle() for _ in range(8)][-1]
+    assert after - before < 2 * adapter_bytes(path)
+
+
 WRONG = {
     "a whole model": ({"general_type": "model", "tokenizer": True}, "FROM .* or model.path"),
     "a projector": ({"general_type": "mmproj"}, "general.type is 'mmproj'"),
