@@ -8,10 +8,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from server.catalog.gguf_types import SCALARS, MetadataValue, ValueType
 from server.core.errors import ModelFileError
+
+_FEW = 4096
+"""Numbers of an array that are kept when it is stepped over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +25,33 @@ class ArrayRef:
     count: int
     position: int
     """Byte offset of its first element in the file."""
+    values: tuple[int | float | bool, ...] | None = None
+    """Its elements, where they are few numbers: one per layer, for instance."""
+
+
+class Incomplete(Exception):
+    """The bytes at hand end before the header does; the file itself goes on."""
+
+    def __init__(self, needed: int) -> None:
+        """`needed`: bytes from the start of the file, as far as is known yet."""
+        super().__init__(f"{needed} bytes are needed")
+        self.needed = needed
 
 
 class Cursor:
-    """Reads forward through mapped bytes; every step is checked against the end of the file."""
+    """Reads forward through bytes; every step is checked against the end of the file.
 
-    def __init__(self, data: mmap.mmap, path: Path, position: int = 0) -> None:
+    `data` may be the beginning of a file of `end` bytes: `Incomplete` then asks for more.
+    """
+
+    def __init__(
+        self, data: mmap.mmap | bytes, path: Path, position: int = 0, end: int | None = None
+    ) -> None:
         self.data = data
         self.path = path
         self.position = position
-        self.end = len(data)
+        self.end = len(data) if end is None else end
+        self.held = len(data)
 
     def fail(self, reason: str) -> ModelFileError:
         """Make the error for a corrupt file."""
@@ -43,6 +63,8 @@ class Cursor:
         if count > self.end - start:
             message = f"{what} needs {count} bytes at offset {start}, but the file ends after {self.end - start} more"
             raise self.fail(message)
+        if start + count > self.held:
+            raise Incomplete(start + count)
         self.position = start + count
         return start
 
@@ -91,12 +113,15 @@ class Cursor:
         if kind is ValueType.ARRAY:
             raise self.fail("it holds an array of arrays, which no model file uses")
         count = self.unsigned(ValueType.UINT64)
-        reference = ArrayRef(kind, count, self.position)
+        position = self.position
         if kind is ValueType.STRING:
             self._step_over_strings(count)
-        else:
-            self.take(count * SCALARS[kind].size, f"an array of {count} values")
-        return reference
+            return ArrayRef(kind, count, position)
+        self.take(count * SCALARS[kind].size, f"an array of {count} values")
+        if count > _FEW:
+            return ArrayRef(kind, count, position)
+        layout = struct.Struct(f"<{count}{SCALARS[kind].format[-1]}")
+        return ArrayRef(kind, count, position, layout.unpack_from(self.data, position))
 
     def _step_over_strings(self, count: int) -> None:
         # Each string has at least its 8-byte length: a lying count fails here, not after hours of
@@ -105,19 +130,24 @@ class Cursor:
             raise self.fail(
                 f"an array claims {count} strings, more than the rest of the file can hold"
             )
-        read, data, position, end = (
+        read, data, position, held = (
             struct.Struct("<Q").unpack_from,
             self.data,
             self.position,
-            self.end,
+            self.held,
         )
         for _ in range(count):
-            if position + 8 > end:
-                raise self.fail("a list of strings runs past the end of the file")
+            if position + 8 > held:
+                self._end_of_strings(position + 8)
             position += 8 + read(data, position)[0]
-        if position > end:
-            raise self.fail("a list of strings runs past the end of the file")
+        if position > held:
+            self._end_of_strings(position)
         self.position = position
+
+    def _end_of_strings(self, needed: int) -> NoReturn:
+        if needed <= self.end:
+            raise Incomplete(needed)
+        raise self.fail("a list of strings runs past the end of the file")
 
     def elements(self, kind: ValueType, count: int) -> Iterator[Any]:
         """Read `count` elements from here on."""

@@ -99,6 +99,10 @@ def _load_weights(
     callback = ProgressCallback(report)
     native = model_params(library, params)
     native.progress_callback = callback
+    none = (ctypes.c_void_p * 1)()
+    if native.n_gpu_layers == 0:
+        # With no layer on it, a card would still be lent for long prompts, memory and all.
+        native.devices = ctypes.cast(none, ctypes.c_void_p)  # type: ignore[assignment]
     # llama.cpp reads them during the load only, as it does the callback.
     overrides = expert_overrides(library, params)
     native.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)  # type: ignore[assignment]

@@ -128,11 +128,6 @@ def test_bad_file_is_refused_with_its_reason(write, data, message):
     assert "model.gguf" in caught.value.message
 
 
-def test_first_part_of_a_split_model_may_hold_no_tensors(write):
-    found = check(write(gguf(replaced("split.count", UINT32, struct.pack("<I", 3)), tensors=[])))
-    assert found.tensors == ()
-
-
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, message in (

@@ -72,7 +72,10 @@ def _add_shape(writer: gguf.GGUFWriter, spec: PlanSpec) -> None:
     writer.add_uint32(f"{arch}.embedding_length", spec.embedding)
     writer.add_uint32(f"{arch}.block_count", spec.layers)
     writer.add_uint32(f"{arch}.feed_forward_length", spec.feed_forward)
-    writer.add_uint32(f"{arch}.attention.head_count", spec.heads)
+    if arch == "openelm":
+        writer.add_array(f"{arch}.attention.head_count", [spec.heads] * spec.layers)
+    else:
+        writer.add_uint32(f"{arch}.attention.head_count", spec.heads)
     if spec.kv_per_layer:
         writer.add_array(f"{arch}.attention.head_count_kv", list(spec.kv_per_layer))
     else:
@@ -131,7 +134,7 @@ def _block(spec: PlanSpec, layer: int) -> dict[str, tuple[int, ...]]:
     kv_heads = spec.kv_per_layer[layer] if spec.kv_per_layer else spec.kv_heads
     queries, keys = spec.heads * spec.head_size, kv_heads * spec.head_size
     block: dict[str, tuple[int, ...]] = {"attn_norm.weight": (wide,), "ffn_norm.weight": (wide,)}
-    if arch == "phi3":
+    if arch in ("phi3", "openelm"):
         block["attn_qkv.weight"] = (queries + 2 * keys, wide)
     else:
         block |= {
@@ -142,7 +145,7 @@ def _block(spec: PlanSpec, layer: int) -> dict[str, tuple[int, ...]]:
     block["attn_output.weight"] = (wide, queries)
     if arch in ("qwen2", "qwen2moe"):
         block |= {"attn_q.bias": (queries,), "attn_k.bias": (keys,), "attn_v.bias": (keys,)}
-    if arch in ("qwen3", "qwen3moe", "gemma3"):
+    if arch in ("qwen3", "qwen3moe", "gemma3", "openelm"):
         block |= {"attn_q_norm.weight": (spec.head_size,), "attn_k_norm.weight": (spec.head_size,)}
     if arch in ("gemma2", "gemma3"):
         block |= {"post_attention_norm.weight": (wide,), "post_ffw_norm.weight": (wide,)}

@@ -10,7 +10,7 @@ from server.catalog.plan.context import RopeWish, check_context
 from server.catalog.plan.measured import Allocated, Difference, compare, describe
 from server.catalog.plan.planning import Memory, Plan, Wishes, plan
 from server.catalog.plan.shape import ModelShape, read_shape
-from server.catalog.plan.table import render, verdict
+from server.catalog.plan.table import layer_plans, render, slot_table, verdict
 from server.catalog.plan.weights import repacked_types
 
 __all__ = [
@@ -26,9 +26,11 @@ __all__ = [
     "choose",
     "compare",
     "describe",
+    "layer_plans",
     "plan",
     "read_shape",
     "render",
     "repacked_types",
+    "slot_table",
     "verdict",
 ]

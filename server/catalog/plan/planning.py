@@ -207,12 +207,13 @@ class Planner:
             int(wishes.n_gpu_layers),
             int(wishes.n_cpu_moe),
             self.memory.repacked,
-            self.memory.has_gpu,
+            # Without a layer on it, the card is not used at all (`server.llama.model`).
+            self.memory.has_gpu and int(wishes.n_gpu_layers) > 0,
             wishes.mmap,
         )
         cells = allocated_cells(n_ctx, slots, kv_cells, unified=unified)
         split = first_gpu_layer(self.shape, where.n_gpu_layers)
-        split = split if self.memory.has_gpu else self.all_layers
+        split = split if where.has_gpu else self.all_layers
         cache = kv_bytes(self.shape, wishes.kv_type, split, cells, slots=slots, flash=flash)
         run = _largest_run(wishes, slots, cells, unified=unified, flash=flash)
         return self._assemble(wishes, cache, where, run, unified=unified)
@@ -282,12 +283,16 @@ class Planner:
 def _largest_run(
     wishes: Wishes, slots: int, cells: tuple[int, int], *, unified: bool, flash: bool
 ) -> Run:
-    """Describe the graph for which llama.cpp reserves: a full ubatch over all cells, all slots giving output."""
-    rows = min(wishes.n_ubatch, wishes.n_batch, cells[0])
-    outputs = min(rows, slots)
+    """Describe the graph for which llama.cpp reserves: a full ubatch over all cells, all slots giving output.
+
+    It also reserves for one row of every slot, which is more where a ubatch has fewer rows than that.
+    """
+    # llama.cpp cuts the batch to the cells asked for, before it rounds them up.
+    asked = int(wishes.kv_cells) if unified else cells[0]
+    rows = min(wishes.n_ubatch, wishes.n_batch, asked)
     return Run(
         tokens=-(-rows // slots) * slots,
-        outputs=outputs,
+        outputs=slots,
         n_kv=cells[1],
         streams=1 if unified else slots,
         flash=flash,

@@ -15,8 +15,15 @@ _STEPS = 8
 _MIB = 1 << 20
 
 
-def render(shape: ModelShape, wishes: Wishes, memory: Memory, choice: Choice) -> str:
-    """Write model, machine, layers, KV types, what fits, and the choice with its command line."""
+def render(
+    shape: ModelShape,
+    wishes: Wishes,
+    memory: Memory,
+    choice: Choice,
+    *,
+    every_layer: bool = False,
+) -> str:
+    """Write model, machine, layers, KV types, what fits, and the chosen plan's parts."""
     planner = Planner(shape, memory)
     shown = choice.best or planner.plan(wishes)
     base = replace(
@@ -26,7 +33,7 @@ def render(shape: ModelShape, wishes: Wishes, memory: Memory, choice: Choice) ->
     )
     sections = [
         _head(shape, memory),
-        _layer_table(planner, wishes, shown),
+        _layer_table(planner, wishes, shown, every_layer=every_layer),
         _kv_table(planner, base),
         _fit_table(planner, base, shape),
         _breakdown(shown),
@@ -72,16 +79,9 @@ def _head(shape: ModelShape, memory: Memory) -> str:
     return "\n".join(lines)
 
 
-def _layer_table(planner: Planner, wishes: Wishes, shown: Plan) -> str:
+def _layer_table(planner: Planner, wishes: Wishes, shown: Plan, *, every_layer: bool) -> str:
     if not planner.memory.has_gpu:
         return ""
-    fixed = replace(
-        wishes,
-        slots=shown.slots,
-        n_ctx=shown.n_ctx,
-        kv_cells=shown.kv_cells,
-        kv_type=shown.kv_type,
-    )
     rows = [
         [
             "layers on GPU",
@@ -94,9 +94,9 @@ def _layer_table(planner: Planner, wishes: Wishes, shown: Plan) -> str:
             "",
         ]
     ]
-    for layers, moe in _layer_steps(planner, shown):
-        plan = planner.plan(replace(fixed, n_gpu_layers=layers, n_cpu_moe=moe))
-        name = "all" if layers == planner.all_layers else str(layers)
+    for plan in _layers(planner, wishes, shown, every_layer=every_layer):
+        moe = plan.n_cpu_moe
+        name = "all" if plan.n_gpu_layers == planner.all_layers else str(plan.n_gpu_layers)
         rows.append(
             [
                 f"{name}, --n-cpu-moe {moe}" if moe else name,
@@ -118,14 +118,46 @@ def _layer_table(planner: Planner, wishes: Wishes, shown: Plan) -> str:
     return f"{title}\n{columns(rows)}"
 
 
-def _layer_steps(planner: Planner, shown: Plan) -> list[tuple[int, int]]:
+def layer_plans(shape: ModelShape, wishes: Wishes, memory: Memory, shown: Plan) -> list[Plan]:
+    """Plan every `n_gpu_layers` (and for mixtures some `n_cpu_moe`), with the sizes of `shown`."""
+    planner = Planner(shape, memory)
+    return _layers(planner, wishes, shown, every_layer=True) if memory.has_gpu else [shown]
+
+
+def slot_table(
+    shape: ModelShape, wishes: Wishes, memory: Memory, shown: Plan
+) -> dict[str, dict[str, int]]:
+    """Return KV type → n_ctx → slots that fit at once, with the layers of `shown`."""
+    base = replace(wishes, n_gpu_layers=shown.n_gpu_layers, n_cpu_moe=shown.n_cpu_moe)
+    planner = Planner(shape, memory)
+    contexts, types = _columns_of(base, shape)
+    return {kind: {str(n): most_slots(planner, base, kind, n) for n in contexts} for kind in types}
+
+
+def _layers(planner: Planner, wishes: Wishes, shown: Plan, *, every_layer: bool) -> list[Plan]:
+    fixed = replace(
+        wishes,
+        slots=shown.slots,
+        n_ctx=shown.n_ctx,
+        kv_cells=shown.kv_cells,
+        kv_type=shown.kv_type,
+    )
+    return [
+        planner.plan(replace(fixed, n_gpu_layers=layers, n_cpu_moe=moe))
+        for layers, moe in _layer_steps(planner, shown, every_layer=every_layer)
+    ]
+
+
+def _layer_steps(planner: Planner, shown: Plan, *, every_layer: bool) -> list[tuple[int, int]]:
     """Pick rows: even steps, the chosen one, everything; for mixtures also experts kept aside."""
     whole = planner.all_layers
-    layers = {round(i * whole / _STEPS) for i in range(_STEPS + 1)} | {shown.n_gpu_layers}
+    count = whole if every_layer else _STEPS
+    layers = {round(i * whole / count) for i in range(count + 1)} | {shown.n_gpu_layers}
     steps = [(count, 0) for count in sorted(layers)]
     if planner.shape.n_expert_layers:
         n_layer = planner.shape.n_layer
-        aside = {round(i * n_layer / 4) for i in range(1, 5)} | {shown.n_cpu_moe}
+        parts = n_layer if every_layer else 4
+        aside = {round(i * n_layer / parts) for i in range(1, parts + 1)} | {shown.n_cpu_moe}
         steps += [(whole, count) for count in sorted(aside - {0})]
     return steps
 
@@ -141,6 +173,16 @@ def _kv_table(planner: Planner, base: Wishes) -> str:
 
 
 def _fit_table(planner: Planner, base: Wishes, shape: ModelShape) -> str:
+    contexts, types = _columns_of(base, shape)
+    rows = [["slots that fit at n_ctx", *(str(n) for n in contexts)]]
+    for kind in types:
+        counts = [most_slots(planner, base, kind, n) for n in contexts]
+        rows.append([f"{kind} KV", *(str(count) if count else "-" for count in counts)])
+    return columns(rows)
+
+
+def _columns_of(base: Wishes, shape: ModelShape) -> tuple[list[int], tuple[str, ...]]:
+    """Contexts and KV types of the table of what fits."""
     if base.n_ctx == "auto":
         contexts = [n for n in _CONTEXTS if n <= shape.n_ctx_train] or [shape.n_ctx_train]
     else:
@@ -148,11 +190,7 @@ def _fit_table(planner: Planner, base: Wishes, shape: ModelShape) -> str:
     types: tuple[str, ...] = KV_ORDER if base.kv_type == "auto" else (base.kv_type,)
     if base.flash_attention == "off":
         types = tuple(kind for kind in types if KV_BLOCKS[kind][0] == 1)
-    rows = [["slots that fit at n_ctx", *(str(n) for n in contexts)]]
-    for kind in types:
-        counts = [most_slots(planner, base, kind, n) for n in contexts]
-        rows.append([f"{kind} KV", *(str(count) if count else "-" for count in counts)])
-    return columns(rows)
+    return contexts, types
 
 
 def _breakdown(shown: Plan) -> str:

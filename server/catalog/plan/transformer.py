@@ -268,13 +268,18 @@ class Builder:
     ) -> Tensor:
         g, run = self.graph, self.run
         per_stream = run.tokens // run.streams
+        keys, values = g.view(k, (1,)), g.view(v, (1,))
+        if run.kv_type == "f32":
+            # The kernels have no float32 form: llama.cpp casts the whole cache, layer by layer.
+            keys = g.new("cast", "f16", (layer.n_embd_k, run.n_kv, run.streams), keys)
+            values = g.new("cast", "f16", (layer.n_embd_v, run.n_kv, run.streams), values)
         made = g.new(
             "flash_attn",
             "f32",
             (layer.head_v, layer.n_head, per_stream, run.streams),
             query,
-            g.view(k, (1,)),
-            g.view(v, (1,)),
+            keys,
+            values,
             inputs.mask,
         )
         if self.quantized or run.kv_type != "f16":
