@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+import urllib.parse
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from server.cli.chat.client import Client
     from server.cli.parsing import Commands
 
 _DESCRIPTION = """\
-List the models of a running server: state, size of the weights, context of one request, requests
-that run and slots for them, and until when an idle model stays loaded."""
-_HEAD = ("NAME", "STATE", "SIZE", "CONTEXT", "RUNNING", "UNTIL")
+List the models of a running server: state, the memory that weights and KV cache take, tokens of
+one request, requests that run of those that can, and until when an idle model stays loaded.
+Names that share weights share that memory and those slots."""
+_HEAD = ("NAME", "STATE", "MEMORY", "CONTEXT", "RUNNING", "UNTIL")
 
 
 def add_parser(commands: Commands) -> None:
@@ -33,17 +36,16 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table. Raises `ServerError` when no server answers."""
-    from server.cli.chat.client import DEFAULT_URL, Client, ServerError
+    from server.cli.chat.client import DEFAULT_URL, Client
 
     client = Client(options.url or DEFAULT_URL, options.key)
     cards = client.models()
-    try:
-        slots = client.get("/slots")
-    except ServerError as error:
-        if error.status < 500 and error.status != 404:
-            raise
-        slots = []  # nothing is loaded yet
-    rows = [_HEAD, *(_row(card, _slots_of(card, cards, slots), time.time()) for card in cards)]
+    running: dict[str, int] = {}
+    for card in cards:
+        weights = _weights(card)
+        if weights not in running and _state(card) == "ready":
+            running[weights] = _running(client, card["id"])
+    rows = [_HEAD, *(_row(card, running.get(_weights(card), 0), time.time()) for card in cards)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -51,46 +53,63 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _slots_of(
-    card: Mapping[str, Any], cards: Sequence[Mapping[str, Any]], slots: Any
-) -> list[Mapping[str, Any]]:
-    """Return the slots that are the model's; all of them where slots name no model."""
-    known: list[Mapping[str, Any]] = []
-    if isinstance(slots, list):
-        known = [slot for slot in slots if isinstance(slot, dict)]
-    if any("model" in slot for slot in known):
-        return [slot for slot in known if slot.get("model") == card["id"]]
-    # Names of one and the same model share its slots.
-    one = len({str((each.get("meta") or {}).get("description")) for each in cards}) == 1
-    return known if one else []
+def _weights(card: Mapping[str, Any]) -> str:
+    """What names that share weights have in common."""
+    return str(card.get("weights") or card["id"])
 
 
-def _row(
-    card: Mapping[str, Any], slots: Sequence[Mapping[str, Any]], now: float
-) -> tuple[str, ...]:
-    state = str(card.get("state") or ("ready" if card.get("meta") else "loading"))
+def _state(card: Mapping[str, Any]) -> str:
+    return str(card.get("state") or "ready")
+
+
+def _running(client: Client, name: str) -> int:
+    """Requests that run on a model; 0 when it was unloaded in the meantime."""
+    from server.cli.chat.client import ServerError
+
+    try:
+        slots = client.get(f"/slots?model={urllib.parse.quote(name, safe='')}")
+    except ServerError as error:
+        if error.status in (401, 403):
+            raise
+        return 0
+    views = slots if isinstance(slots, list) else []
+    return sum(isinstance(view, dict) and bool(view.get("is_processing")) for view in views)
+
+
+def _row(card: Mapping[str, Any], running: int, now: float) -> tuple[str, ...]:
+    state = _state(card)
     progress = card.get("load_progress")
+    shown = state
     if state == "loading" and isinstance(progress, int | float):
-        state = f"loading {progress:.0%}"
-    size = (card.get("meta") or {}).get("size")
-    context = card.get("context_window")
-    running = sum(bool(slot.get("is_processing")) for slot in slots)
+        shown = f"loading {progress:.0%}"
+    slots = card.get("slots")
     return (
         str(card["id"]),
-        state,
-        f"{size / 1e9:.1f} GB" if isinstance(size, int) and size >= 1e8 else _megabytes(size),
-        str(context) if context else "-",
-        f"{running}/{len(slots)}" if slots else "-",
+        shown,
+        _memory(card),
+        str(card.get("context_window") or "-"),
+        f"{running}/{slots}" if state == "ready" and slots else "-",
         _until(state, card.get("expires_at"), now),
     )
 
 
-def _megabytes(size: Any) -> str:
-    return f"{size / 1e6:.1f} MB" if isinstance(size, int) else "-"
+def _memory(card: Mapping[str, Any]) -> str:
+    """Say what the model takes, or will take, where; of a foreign server, the size of its weights."""
+    memory = card.get("memory")
+    if isinstance(memory, dict):
+        parts = [(place.upper(), memory.get(place)) for place in ("gpu", "cpu")]
+        told = [f"{_size(size)} {place}" for place, size in parts if isinstance(size, int) and size]
+        return " + ".join(told) or "-"
+    size = (card.get("meta") or {}).get("size")
+    return _size(size) if isinstance(size, int) else "-"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _until(state: str, expires_at: Any, now: float) -> str:
-    """Say when an idle model goes; a card without a time stays loaded."""
+    """Say when an idle model goes; one without a time stays, or works."""
     if state != "ready":
         return "-"
     if not isinstance(expires_at, int | float):

@@ -120,7 +120,11 @@ def _connected(options: argparse.Namespace, terminal: Terminal) -> Iterator[tupl
     with OwnServer(arguments, progress) as server:
         terminal.clear_status()
         own = Client(server.url, options.key)
-        yield own, own.models()[0]["id"]
+        names = [card["id"] for card in own.models()]
+        name = options.model if options.model in names else names[0]
+        _await_loaded(own, name, terminal)
+        terminal.clear_status()
+        yield own, name
 
 
 def _name_there(client: Client, options: argparse.Namespace, *, required: bool) -> str | None:

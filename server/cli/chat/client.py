@@ -141,11 +141,13 @@ class Client:
                 connection.sock.settimeout(wait)
                 connection.request(method, self._prefix + path, data, headers)
                 response = connection.getresponse()
-                if response.status >= 400:
-                    raise self._refusal(response.status, response.read())
             except (OSError, http.client.HTTPException) as error:
                 raise self._no_answer(error) from error
-            yield response
+            # Closing the connection does not close a response that is to be read to the end.
+            with response:
+                if response.status >= 400:
+                    raise self._refusal(response)
+                yield response
 
     def _no_answer(self, error: Exception) -> ServerError:
         if isinstance(error, ConnectionRefusedError):
@@ -157,10 +159,10 @@ class Client:
             return ServerError(f"The server at {self.url} does not answer in time.")
         return ServerError(f"The server at {self.url} cannot be asked: {_reason(error)}.")
 
-    def _refusal(self, status: int, body: bytes) -> ServerError:
-        message, code = "", None
-        with contextlib.suppress(ValueError):
-            answer = json.loads(body)
+    def _refusal(self, response: http.client.HTTPResponse) -> ServerError:
+        status, message, code = response.status, "", None
+        with contextlib.suppress(ValueError, OSError, http.client.HTTPException):
+            answer = json.loads(response.read())
             error = answer.get("error") if isinstance(answer, dict) else None
             if isinstance(error, dict):
                 message, code = str(error.get("message") or ""), error.get("code")
