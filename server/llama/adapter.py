@@ -69,6 +69,22 @@ def adapter_bytes(path: Path) -> int:
     return read_header(path).tensor_bytes
 
 
+def adapter_compute_bytes(path: Path, n_ubatch: int) -> int:
+    """Bytes that compute buffers may grow by: the change of one weight's output, for every row of a graph.
+
+    Measured: that of the widest weight, or nothing where something else is the peak. Output heads,
+    which see few rows, are left out.
+    """
+    outputs = [
+        tensor.dimensions[1]
+        for tensor in read_header(path).tensors
+        if tensor.name.endswith(_B)
+        and tensor.name != f"output.weight{_B}"
+        and len(tensor.dimensions) > 1
+    ]
+    return n_ubatch * max(outputs, default=0) * 4
+
+
 def check_adapter(path: Path, model: Path) -> None:
     """Raise `ModelFileError`, with what to do, unless `path` is a LoRA adapter made for `model`.
 

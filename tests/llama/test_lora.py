@@ -12,7 +12,12 @@ import pytest
 from server.core.errors import ModelFileError
 from server.core.events import Delta, Event, Finished
 from server.engine.loop import EngineLoop
-from server.llama.adapter import adapter_bytes, check_adapter, detach_adapter, set_adapter
+from server.llama.adapter import (
+    adapter_bytes,
+    check_adapter,
+    detach_adapter,
+    set_adapter,
+)
 from server.llama.backend import LlamaBackend, load_backend
 from server.llama.params import LlamaParams
 from server.llama.probe import probe
@@ -121,39 +126,6 @@ def test_an_adapter_can_be_taken_off_and_another_set(make_driver, adapter, tmp_p
     assert (restored == plain).all()
     assert len({row.tobytes() for row in (plain, adapted, replaced)}) == 3
     # The first one is left to llama.cpp, which frees it with the model.
-
-
-def test_loading_and_unloading_leaks_no_adapter(models, tmp_path):
-    big = AdapterSpec(rank=512, alpha=512.0)
-    path = write_adapter(tmp_path / "big.gguf", big, BASE)
-    params = LlamaParams(models.path(), n_ctx=64, threads=1, adapter=path, warmup=False)
-    assert adapter_bytes(path) > 4 * 2**20
-
-    def cycle() -> int:
-        load_backend(params)(lambda _fraction: None).shutdown()
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) * 1024
-
-    before = [cycle() for _ in range(2)][-1]
-    after = [cycle() for _ in range(8)][-1]
-    assert after - before < 2 * adapter_bytes(path)
-
-
-def test_a_context_that_lives_on_gets_the_memory_of_its_adapters_back(make_driver, tmp_path):
-    path = write_adapter(tmp_path / "big.gguf", AdapterSpec(rank=512, alpha=512.0), BASE)
-    loaded = make_driver().backend._loaded
-
-    def cycle() -> int:
-        adapter = loaded.library.adapter_lora_init(loaded.model, str(path).encode())
-        assert adapter
-        set_adapter(loaded.library, loaded.context, adapter, 1.0)
-        detach_adapter(loaded.library, loaded.context, adapter)
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) * 1024
-
-    before = [cycle() for _ in range(2)][-1]
-    after = [cycle() for _ in range(8)][-1]
-    assert after - before < 2 * adapter_bytes(path)
 
 
 WRONG = {
