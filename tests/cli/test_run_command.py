@@ -1,0 +1,264 @@
+"""`onegpu run`, `ps` and `stop`: which server is asked, and what the command line says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+
+import pytest
+
+from server.cli import run as run_command
+from server.cli.chat import client as client_module
+from server.cli.chat import owned
+from server.cli.main import main
+from tests.cli.scripted_server import ScriptedServer, says
+
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A running server at the default address."""
+    with ScriptedServer(m={"state": "ready"}, other={"state": "ready"}) as made:
+        monkeypatch.setattr(client_module, "DEFAULT_URL", made.url)
+        made.chats(says("Blue."))
+        yield made
+
+
+@pytest.fixture
+def piped(monkeypatch):
+    def give(text: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+    give("")
+    return give
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Stand in for a server of one's own; has the arguments that it was started with."""
+    calls: list[list[str]] = []
+
+    class Own(contextlib.AbstractContextManager["Own"]):
+        url = NOBODY
+
+        def __init__(self, arguments, _on_progress) -> None:
+            calls.append(arguments)
+            self._server = ScriptedServer(qwen={"state": "ready"}, second={})
+            self._server.chats(says("From my own."))
+
+        def __enter__(self):
+            self.url = self._server.__enter__().url
+            return self
+
+        def __exit__(self, *_) -> None:
+            self._server.__exit__()
+
+    monkeypatch.setattr(owned, "OwnServer", Own)
+    return calls
+
+
+def status(*argv: str) -> int:
+    try:
+        return main(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else -1
+
+
+@pytest.mark.parametrize(
+    ("argv", "stdin", "asked"),
+    [
+        (("m", "Why is the sky blue?"), "", "Why is the sky blue?"),
+        (("m", "Why", "blue?"), "", "Why blue?"),
+        (("m",), "piped\n\n", "piped"),
+        (("m", "Summarise:"), "a\nb\n", "Summarise:\n\na\nb"),
+    ],
+)
+def test_one_answer(server, piped, capsys, argv, stdin, asked):
+    piped(stdin)
+
+    assert status("run", *argv) == 0
+
+    assert capsys.readouterr() == ("Blue.\n", "")
+    assert server.bodies[0]["model"] == "m"
+    assert server.bodies[0]["messages"] == [{"role": "user", "content": asked}]
+
+
+def test_nothing_to_answer(server, piped, capsys):
+    assert status("run", "m") == 2
+    assert "standard input is empty" in capsys.readouterr().err
+
+
+def test_the_system_prompt_and_the_key_go_along(server, piped):
+    assert status("run", "m", "Hi", "--system", "Be kind.", "--key", "k") == 0
+
+    assert server.bodies[0]["messages"][0] == {"role": "system", "content": "Be kind."}
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer k"}
+
+
+def test_an_answer_that_fails_is_an_exit_status(server, piped, capsys):
+    server.chats((503, {"error": {"message": "The line is full; come back in 8 s."}}))
+
+    assert status("run", "m", "Hi") == 1
+    assert capsys.readouterr() == ("", "The line is full; come back in 8 s.\n")
+
+
+def test_a_running_server_that_has_not_the_model_is_left_alone(server, piped, started, capsys):
+    assert status("run", "qwen3:8b", "Hi", "--n-ctx", "512", "--kv-type", "q8_0") == 0
+
+    assert capsys.readouterr().out == "From my own.\n"
+    assert started == [["qwen3:8b", "--slots", "1", "--n-ctx", "512", "--kv-type", "q8_0"]]
+    assert server.bodies == []
+
+
+def test_without_a_server_one_is_started(monkeypatch, piped, started, capsys):
+    monkeypatch.setattr(client_module, "DEFAULT_URL", NOBODY)
+
+    assert status("run", "second", "Hi", "--config", "c.yaml") == 0
+
+    assert started == [["second", "--config", "c.yaml"]], "slots are the file's to say"
+
+
+def test_the_running_servers_file_is_not_loaded_twice(server, piped, started, tmp_path):
+    path = tmp_path / "weights.gguf"
+    path.touch()
+    server.routes["GET /props"] = (200, {"model_path": str(path), "model_alias": "other"})
+
+    assert status("run", str(path), "Hi") == 0
+    assert server.bodies[0]["model"] == "other"
+    assert started == []
+
+
+def test_a_named_server_must_have_the_model(server, piped, capsys):
+    assert status("run", "qwen3:8b", "Hi", "--url", server.url) == 2
+    assert f"{server.url} has no model qwen3:8b. It has m, other." in capsys.readouterr().err
+
+
+def test_a_named_server_must_be_there(piped, started, capsys):
+    assert status("run", "m", "Hi", "--url", NOBODY) == 1
+    assert f"No server answers at {NOBODY}" in capsys.readouterr().err
+    assert started == []
+
+
+def test_a_server_that_wants_a_key_is_not_passed_over(server, piped, started, capsys):
+    server.routes["GET /v1/models"] = (401, {})
+
+    assert status("run", "m", "Hi") == 1
+    assert "It asks for a key: --key KEY." in capsys.readouterr().err
+    assert started == []
+
+
+def test_a_model_is_loaded_first(server, piped, capsys, monkeypatch):
+    states = iter(
+        [
+            {"state": "unloading"},
+            {"state": "unloaded"},
+            {"state": "loading", "load_progress": 0.5},
+            {"state": "ready"},
+        ]
+    )
+    server.routes["POST /models/load"] = (200, {"success": True})
+    looked = server.routes["GET /v1/models"]
+
+    def next_state():
+        server.cards[0].update(next(states, {"state": "ready"}))
+        return looked()
+
+    server.routes["GET /v1/models"] = next_state
+
+    assert status("run", "m", "Hi") == 0
+    assert ("POST /models/load", {"model": "m"}) in server.asked
+    assert capsys.readouterr().out == "Blue.\n"
+
+
+def test_a_model_that_cannot_be_loaded(server, piped, capsys):
+    server.cards[0].update(state="failed", error="it does not fit")
+
+    assert status("run", "m", "Hi") == 1
+    assert capsys.readouterr().err == "onegpu: m could not be loaded: it does not fit.\n"
+
+
+def test_ps_lists_what_is_there(server, capsys, monkeypatch):
+    now = 1_800_000_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    memory = {"gpu": 21_300_000_000, "cpu": 40_000_000}
+    shared = {
+        "weights": "big",
+        "state": "ready",
+        "slots": 2,
+        "memory": memory,
+        "context_window": 8192,
+    }
+    server.cards[:] = [
+        {"id": "big", **shared, "expires_at": now + 300},
+        {"id": "agent", **shared, "context_window": 4096, "expires_at": None},
+        {
+            "id": "small",
+            "state": "loading",
+            "load_progress": 0.42,
+            "slots": 4,
+            "memory": {"cpu": 5_000_000},
+        },
+        {"id": "gone", "state": "unloaded", "slots": 4},
+    ]
+    server.routes["GET /slots?model=big"] = (
+        200,
+        [{"is_processing": True}, {"is_processing": False}],
+    )
+
+    assert status("ps") == 0
+
+    lines = [line.split("   ") for line in capsys.readouterr().out.splitlines()]
+    rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert rows[0] == ["NAME", "STATE", "MEMORY", "CONTEXT", "RUNNING", "UNTIL"]
+    assert rows[1][:5] == ["big", "ready", "21.3 GB GPU + 40.0 MB CPU", "8192", "1/2"]
+    assert rows[1][5].endswith("(in 5 min)")
+    assert rows[2] == ["agent", "ready", "21.3 GB GPU + 40.0 MB CPU", "4096", "1/2", "stays"]
+    assert rows[3] == ["small", "loading 42%", "5.0 MB CPU", "-", "-", "-"]
+    assert rows[4] == ["gone", "unloaded", "-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize("argv", [("ps",), ("stop", "m")])
+def test_without_a_server(argv, capsys):
+    assert status(*argv, "--url", NOBODY) == 1
+    assert (
+        "Start one with `onegpu serve MODEL`, or name another with --url."
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("argv", [("ps",), ("stop", "m")])
+def test_without_the_key(server, argv, capsys):
+    server.routes["GET /v1/models"] = (401, {})
+
+    assert status(*argv) == 1
+    assert "--key KEY" in capsys.readouterr().err
+
+
+def test_stop_unloads(server, capsys):
+    server.routes["POST /models/unload"] = (200, {"success": True})
+
+    assert status("stop", "m") == 0
+    assert server.asked[-1] == ("POST /models/unload", {"model": "m"})
+    assert "m is being unloaded" in capsys.readouterr().out
+
+
+def test_stop_of_what_is_not_there(server, capsys):
+    server.cards[1].update(state="unloaded")
+
+    assert status("stop", "other") == 0
+    assert status("stop", "nothing") == 2
+    assert status("stop", "m") == 1
+    told = capsys.readouterr()
+    assert "other is not loaded." in told.out
+    assert "serves no model nothing. It serves m, other." in told.err
+    assert "cannot unload models" in told.err
+
+
+def test_the_default_address_is_that_of_serve():
+    from server.settings import Settings
+
+    served = Settings().server
+    assert f"http://{served.host}:{served.port}" == client_module.DEFAULT_URL
+    assert run_command._DESCRIPTION.count(client_module.DEFAULT_URL) == 1
