@@ -16,7 +16,7 @@ from server.core.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
     from server.catalog.gguf import GgufHeader
-    from server.catalog.library import Entry
+    from server.catalog.library import Entry, Library
     from server.cli.parsing import Commands
 
 _DESCRIPTION = """\
@@ -39,8 +39,12 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the description. Raises ConfigError or ModelFileError."""
-    entry = _entry(options)
+    from server.cli.pull_choice import plan_line
+
+    settings = load_settings(options)
+    entry = _entry(options.name, library_of(settings))
     described = describe(entry)
+    described.facts["plan"] = plan_line(entry.files, settings)
     checks = _verify(entry) if options.verify else {}
     if options.json:
         document = {**described.facts, "tensor_types": described.types, "files": described.files}
@@ -100,20 +104,19 @@ def _files(entry: Entry) -> list[dict[str, object]]:
     ]
 
 
-def _entry(options: argparse.Namespace) -> Entry:
-    library = library_of(load_settings(options))
-    found = library.named(options.name)
-    if not found and (options.name.endswith(".gguf") or Path(options.name).is_file()):
-        entry = library.find_entry(library.catalogue.parse(options.name))
+def _entry(name: str, library: Library) -> Entry:
+    found = library.named(name)
+    if not found and (name.endswith(".gguf") or Path(name).is_file()):
+        entry = library.find_entry(library.catalogue.parse(name))
         found = [entry] if entry is not None else []
     if not found:
         raise ConfigError(
-            f"There is no {options.name} here. `onegpu list` shows what is, and "
-            f"`onegpu pull {options.name}` may get it."
+            f"There is no {name} here. `onegpu list` shows what is, and "
+            f"`onegpu pull {name}` may get it."
         )
     if len(found) > 1 and len({entry.path for entry in found}) > 1:
-        names = ", ".join(f"{entry.name} ({entry.source})" for entry in found)
-        raise ConfigError(f"{options.name} may be any of {names}. Name one, or give a path.")
+        all_names = ", ".join(f"{entry.name} ({entry.source})" for entry in found)
+        raise ConfigError(f"{name} may be any of {all_names}. Name one, or give a path.")
     return found[0]
 
 

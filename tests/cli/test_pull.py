@@ -19,6 +19,7 @@ from tests.fakes import FakeClock
 QWEN = "Qwen/Qwen3-0.6B-GGUF"
 FILE = "Qwen3-0.6B-Q8_0.gguf"
 WEIGHTS = gguf()
+DEMO = Path(__file__).resolve().parent.parent.parent / "models" / "demo.gguf"
 VARIABLES = (
     "HF_TOKEN",
     "HF_ENDPOINT",
@@ -89,6 +90,31 @@ def test_a_token_comes_from_a_file(hub, onegpu) -> None:
     assert (status, "--token-file none cannot be read" in err) == (2, True)
 
 
+def test_without_a_quantization_the_planner_chooses(hub, onegpu) -> None:
+    demo = DEMO.read_bytes()
+    hub.add(
+        "o/m-GGUF", {"m-Q8_0.gguf": demo + bytes(32), "m-Q4_K_M.gguf": demo, "m-F16.gguf": demo}
+    )
+    argv = ["pull", "hf:o/m-GGUF", "--endpoint", hub.endpoint, "--vram"]
+
+    status, _, err = onegpu(*argv, "600MiB")
+    assert (status, "onegpu pull hf:o/m-GGUF:Q4_K_M" in err) == (1, True)
+    assert hub.gets("m-Q4_K_M.gguf")[-1].range is not None
+
+    status, out, err = onegpu(*argv, "24GiB")
+    assert (status, out) == (0, "models/o/m-GGUF/m-Q8_0.gguf\n")
+    assert err.startswith("Q8_0 (4.08 MB) is the largest that fits the GPU, with 4 × 4096 tokens")
+
+
+def test_what_the_planner_cannot_read_is_chosen_by_size(hub, onegpu) -> None:
+    hub.add("o/odd-GGUF", {"m-Q8_0.gguf": b"no GGUF at all", "m-Q4_K_M.gguf": b"x"})
+
+    status, _, err = onegpu("pull", "hf:o/odd-GGUF", "--endpoint", hub.endpoint, "--vram", "24GiB")
+
+    assert status == 0
+    assert "Q8_0 (14 B) is the largest that fits into" in err
+
+
 @pytest.mark.parametrize(
     ("argv", "status", "message"),
     [
@@ -138,6 +164,15 @@ def test_list_show_and_rm_see_what_was_pulled(hub, onegpu) -> None:
     status, out, _ = onegpu("rm", "-y", "qwen3:0.6b")
     assert (status, out) == (0, f"removed qwen3:0.6b-q8_0: {len(WEIGHTS)} B freed\n")
     assert onegpu("list")[1].startswith("No models here.")
+
+
+def test_show_says_whether_it_fits(onegpu) -> None:
+    status, out, _ = onegpu("show", str(DEMO))
+
+    assert status == 0
+    assert re.search(r"^plan +fits with 4 × 4096 tokens of \w+ KV: ", out, re.MULTILINE)
+    assert re.search(r"^parameters +3\.74M$", out, re.MULTILINE)
+    assert re.search(r"^chat template +yes$", out, re.MULTILINE)
 
 
 def test_show_notices_bytes_that_changed(hub, onegpu) -> None:
