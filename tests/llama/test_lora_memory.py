@@ -35,9 +35,10 @@ def test_loading_and_unloading_leaks_no_adapter(models, tmp_path):
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
-    before = [cycle() for _ in range(2)][-1]
-    after = [cycle() for _ in range(8)][-1]
-    assert after - before < 2 * adapter_bytes(path)
+    before = [cycle() for _ in range(4)][-1]
+    after = [cycle() for _ in range(12)][-1]
+    # Twelve would be left over.
+    assert after - before < 5 * adapter_bytes(path)
 
 
 def test_a_context_that_lives_on_gets_the_memory_of_its_adapters_back(make_driver, tmp_path):
@@ -52,26 +53,30 @@ def test_a_context_that_lives_on_gets_the_memory_of_its_adapters_back(make_drive
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
-    before = [cycle() for _ in range(2)][-1]
-    after = [cycle() for _ in range(8)][-1]
-    assert after - before < 2 * adapter_bytes(path)
+    before = [cycle() for _ in range(4)][-1]
+    after = [cycle() for _ in range(12)][-1]
+    # Twelve would be left over.
+    assert after - before < 5 * adapter_bytes(path)
 
 
-@pytest.mark.parametrize(("feed_forward", "grows"), [(4096, True), (256, False)])
-def test_compute_buffers_grow_by_no_more_than_is_said(
-    models, tmp_path, caplog, feed_forward, grows
-):
-    targets = ("attn_q", "attn_output", "ffn_up", "ffn_gate", "ffn_down", "token_embd", "output")
-    base = ModelSpec(embedding=256, feed_forward=feed_forward)
-    path = write_adapter(tmp_path / "adapter.gguf", AdapterSpec(targets=targets, rank=32), base)
-    params = LlamaParams(
-        models.path(base), adapter=path, n_ctx=1024, slots=1, n_batch=256, n_ubatch=256
-    )
+ALL = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down", "token_embd", "output")
+
+
+@pytest.mark.parametrize(
+    ("base", "grows"),
+    [
+        (ModelSpec(embedding=128, heads=8, head_size=32, feed_forward=256), True),
+        (ModelSpec(embedding=256, heads=4, head_size=128, feed_forward=2048), False),
+    ],
+)
+def test_compute_buffers_grow_by_no_more_than_is_said(models, tmp_path, caplog, base, grows):
+    path = write_adapter(tmp_path / "adapter.gguf", AdapterSpec(targets=ALL, rank=256), base)
+    params = LlamaParams(models.path(base), adapter=path, n_ctx=1024, slots=1)
     with caplog.at_level(logging.DEBUG, "onegpu.llama_cpp"):
         load_backend(params)(lambda _fraction: None).shutdown()
     sizes = re.findall(r"sched_reserve: .*compute buffer size = +([\d.]+) MiB", caplog.text)
     before, after = (float(size) * 2**20 for size in sizes)
-    said = adapter_compute_bytes(path, 256)
-    assert said == 256 * max(feed_forward, 256) * 4
+    said = adapter_compute_bytes(path, params.n_ubatch)
+    assert said == 512 * base.feed_forward * 4
     assert before <= after <= before + said
     assert (after > before) == grows
