@@ -3,10 +3,12 @@ from pathlib import Path
 import pytest
 
 from server.catalog.catalogue_models import builtin_catalogue
+from server.catalog.download_choice import size_text
 from server.catalog.references import ModelRef, parse_reference
 from server.core.errors import ConfigError
 
 CATALOGUE = builtin_catalogue()
+DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "models.md"
 REQUIRED = [
     *("qwen3:32b", "qwen3:30b-a3b", "qwen3:14b", "qwen3:8b", "qwen3:4b", "qwen3:1.7b"),
     *("qwen3:0.6b", "qwen2:7b", "qwen2.5:7b", "phi-3"),
@@ -138,3 +140,14 @@ def test_a_quantization_leads_to_the_repository_that_has_it() -> None:
     assert repo("qwen3:0.6b") == "Qwen/Qwen3-0.6B-GGUF"
     assert repo("qwen3:0.6b-q4_k_m") == "unsloth/Qwen3-0.6B-GGUF"
     assert repo("phi-3-q4_k_m") == "bartowski/Phi-3-mini-4k-instruct-GGUF"
+
+
+def test_the_document_has_the_catalogue_as_it_is() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.count("|") == 6}
+    for model in CATALOGUE.models:
+        row = rows[model.name]
+        assert model.sources[0].repo in row
+        assert f"| {model.n_ctx_train} |" in row
+        sizes = {q: size for source in model.sources for q, size in source.sizes.items()}
+        assert f"| {size_text(sizes['Q4_K_M'])} |" in row
