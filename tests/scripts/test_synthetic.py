@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -231,3 +232,14 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, capsys, monkey
     assert make_synthetic_gguf.main(["32b", str(tmp_path / "out.gguf")]) == 1
     assert "3.0 GB left, and out.gguf takes 19.8 GB" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_about_gpus_has_these_shapes_and_sizes(tmp_path):
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    listed = page.split("Shapes: ")[1].split(";")[0].replace(" (128 experts)", "").split(", ")
+    assert {find_shape(name)[0] for name in listed} == set(SHAPES)
+    rows = re.findall(r"^\| (\S+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for name, size in rows:
+        make_synthetic_gguf.write(name, tmp_path / name, header_only=True)
+        assert f"{(tmp_path / name).stat().st_size:,}" == size
