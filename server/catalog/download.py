@@ -69,6 +69,8 @@ def pull(
     progress = progress or Silent()
     found = library.find_entry(ref)
     if found is not None:
+        if ref.kind == "file":
+            return found.path
         where = "" if found.ours else f" in {found.source}'s store, used in place"
         progress.say(f"{ref} is there{where}: {found.path}")
         return found.path

@@ -8,7 +8,8 @@ is not used: its transfers have no order, so nothing of them could be continued.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,10 +19,11 @@ from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
 from server import __version__
-from server.catalog.hub_errors import CLIENT_ERRORS, HubError, told
+from server.catalog.hub_errors import CLIENT_ERRORS, Backoff, HubError, told
 from server.catalog.hub_files import HubFile, Listing
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+_READ_ATTEMPTS = 3
 _USER_AGENT = f"onegpu/{__version__}"
 _UNSAFE = re.compile(r"(^|/)\.\.?(/|$)|^/|\\|\0")
 
@@ -51,13 +53,15 @@ class Body:
 
 
 class Hub:
-    """Reads from the hub; makes no retries, keeps nothing.
+    """Reads from the hub; keeps nothing.
 
-    Every method raises `HubError`, or an exception of the client's that `hub_errors.transient` knows.
+    `listing` and `body` raise `HubError`, or an exception of the client's that `hub_errors.transient` knows; who calls
+    them decides about retries.
     """
 
-    def __init__(self, options: HubOptions) -> None:
+    def __init__(self, options: HubOptions, *, sleep: Callable[[float], None] = time.sleep) -> None:
         """Raise `HubError` under `offline`."""
+        self._sleep = sleep
         if options.offline:
             raise HubError("The hub is not asked in offline mode (hub.offline, --offline).")
         self.endpoint = (options.endpoint or DEFAULT_ENDPOINT).rstrip("/")
@@ -121,20 +125,31 @@ class Hub:
     ) -> tuple[bytes, int | None]:
         """Return bytes `start` to `end` (not included) of a file, and the file's size.
 
-        Raises `HubError`.
+        Retries a little. Raises `HubError`.
         """
-        wanted = end - start
+        backoff = Backoff(
+            _READ_ATTEMPTS,
+            sleep=self._sleep,
+            say=lambda _: None,
+            explain=lambda error: told(error, repo, self.endpoint, has_token=self.has_token),
+        )
+        while True:
+            try:
+                return self._read(repo, commit or "main", path, start, end)
+            except CLIENT_ERRORS as error:
+                backoff.after(error)
+
+    def _read(
+        self, repo: str, commit: str, path: str, start: int, end: int
+    ) -> tuple[bytes, int | None]:
         data = bytearray()
-        try:
-            with self.body(repo, commit or "main", path, start=start, end=end) as body:
-                skip = start - body.start
-                for chunk in body.chunks:
-                    data += chunk
-                    if len(data) >= skip + wanted:
-                        break
-                return bytes(data[skip : skip + wanted]), body.total
-        except CLIENT_ERRORS as error:
-            raise told(error, repo, self.endpoint, has_token=self.has_token) from error
+        with self.body(repo, commit, path, start=start, end=end) as body:
+            skip = start - body.start
+            for chunk in body.chunks:
+                data += chunk
+                if len(data) >= skip + end - start:
+                    break
+            return bytes(data[skip : skip + end - start]), body.total
 
 
 def _extent(status: int, content_range: str | None) -> tuple[int, int | None]:

@@ -3,12 +3,13 @@
 import pytest
 
 from server import __version__
+from server.catalog.download_transfer import Partial
 from server.catalog.hub import Hub, HubOptions
-from server.catalog.hub_errors import HubError
+from server.catalog.hub_errors import Backoff, HubError
 from server.catalog.hub_files import HubFile, Listing, candidates, check_parts, quant_of
 from server.core.errors import ModelFileError
-from tests.catalog.hub_downloads import Pulls, blob
-from tests.catalog.hub_server import HubServer
+from tests.catalog.hub_downloads import Pulls, Told, blob
+from tests.catalog.hub_server import Hold, HubServer
 
 NAME = "m-Q4_K_M.gguf"
 REF = "hf:o/r:Q4_K_M"
@@ -52,6 +53,18 @@ def test_a_range_from_a_server_without_ranges_is_the_same(hub) -> None:
     data, total = Hub(HubOptions(endpoint=hub.endpoint)).read("o/r", NAME, start=1000, end=3000)
 
     assert (data, total) == (blob(200_000)[1000:3000], 200_000)
+
+
+def test_reading_a_range_survives_a_passing_failure(hub) -> None:
+    hub.failures[NAME] = [(503, {}), (429, {"Retry-After": "3"})]
+    waits: list[float] = []
+    reader = Hub(HubOptions(endpoint=hub.endpoint), sleep=waits.append)
+
+    assert reader.read("o/r", NAME, start=0, end=10)[0] == blob(200_000)[:10]
+    assert waits == [1, 3]
+    hub.failures[NAME] = [(503, {})] * 3
+    with pytest.raises(HubError, match="answered 503"):
+        reader.read("o/r", NAME, start=0, end=10)
 
 
 def test_the_token_goes_to_the_hub_and_never_to_where_it_redirects(hub, pulls) -> None:
@@ -137,6 +150,25 @@ def test_a_rate_limit_of_an_hour_is_not_waited_for(hub, pulls) -> None:
         pulls(REF)
 
     assert pulls.waits == []
+
+
+def test_a_connection_that_falls_silent_is_opened_again(hub, tmp_path) -> None:
+    hold = hub.hold[NAME] = Hold(after=100_000)
+    reader = Hub(HubOptions(endpoint=hub.endpoint, timeout=0.5))
+    found = reader.listing("o/r")
+    partial = Partial(tmp_path / NAME, found.files[0])
+    told = Told()
+    told.begin(NAME, total=200_000, done=0)
+
+    def go_on(_: float) -> None:
+        hold.release.set()
+
+    backoff = Backoff(6, sleep=go_on, say=told.say, explain=lambda error: HubError(str(error)))
+    partial.fetch(reader, "o/r", found.commit, progress=told, backoff=backoff)
+
+    assert hold.release.is_set()
+    assert "timed out" in told.text
+    assert partial.sound
 
 
 def test_a_server_that_keeps_failing_is_given_up(hub, pulls) -> None:
