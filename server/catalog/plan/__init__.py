@@ -9,7 +9,8 @@ from server.catalog.plan.choosing import Choice, choose
 from server.catalog.plan.context import RopeWish, check_context
 from server.catalog.plan.measured import Allocated, Difference, compare, describe
 from server.catalog.plan.planning import Memory, Plan, Wishes, plan
-from server.catalog.plan.shape import ModelShape, read_shape
+from server.catalog.plan.reading import read_shape
+from server.catalog.plan.shape import ModelShape
 from server.catalog.plan.table import layer_plans, render, slot_table, verdict
 from server.catalog.plan.weights import repacked_types
 

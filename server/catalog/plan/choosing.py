@@ -75,12 +75,16 @@ class _Search:
             for count in range(most, 0, -1) if slots == "auto" else [most]:
                 yield count, context
 
-    def _try(self, **changes: object) -> Plan | None:
+    def _plan(self, **changes: object) -> Plan | None:
+        """Plan a variant of the wishes; None for a context that the wished cells cannot hold."""
         wishes = replace(self.wishes, **changes)  # type: ignore[arg-type]
         if wishes.kv_cells != "auto" and wishes.n_ctx != "auto" and wishes.kv_cells < wishes.n_ctx:
             return None
-        found = self.planner.plan(wishes)
-        return found if found.fits else None
+        return self.planner.plan(wishes)
+
+    def _try(self, **changes: object) -> Plan | None:
+        found = self._plan(**changes)
+        return found if found is not None and found.fits else None
 
     def _whole(self) -> Plan | None:
         """Try with the layers as wished, `auto` being all of them."""
@@ -105,7 +109,9 @@ class _Search:
             lambda slots, n_ctx, kv_type: _least(
                 1,
                 self.planner.shape.n_layer,
-                lambda count: self._try(slots=slots, n_ctx=n_ctx, kv_type=kv_type, n_cpu_moe=count),
+                lambda count: self._plan(
+                    slots=slots, n_ctx=n_ctx, kv_type=kv_type, n_cpu_moe=count
+                ),
             )
         )
 
@@ -116,7 +122,7 @@ class _Search:
             lambda slots, n_ctx, kv_type: _least(
                 0,
                 self.planner.all_layers,
-                lambda aside: self._try(
+                lambda aside: self._plan(
                     slots=slots,
                     n_ctx=n_ctx,
                     kv_type=kv_type,
@@ -178,18 +184,19 @@ class _Search:
         else:
             said.append("everything in system memory, as there is no GPU")
         if self.wishes.kv_type == "auto":
-            better = KV_ORDER[: KV_ORDER.index(plan.kv_type)]
-            said.append(
-                f"{plan.kv_type} KV"
-                + (
-                    f", since {' and '.join(better)} would leave less"
-                    if better
-                    else ", the most exact"
-                )
-            )
+            said.append(f"{plan.kv_type} KV, {self._why_kv(plan)}")
         if "auto" in (self.wishes.slots, self.wishes.n_ctx):
             said.append(f"{plan.slots} slots of {plan.n_ctx} tokens")
         return "; ".join(said)
+
+    def _why_kv(self, plan: Plan) -> str:
+        better = KV_ORDER[: KV_ORDER.index(plan.kv_type)]
+        if not better:
+            return "the most exact"
+        partly = plan.n_gpu_layers < plan.n_layers or plan.n_cpu_moe > 0
+        if self.planner.memory.has_gpu and partly:
+            return "which leaves room for layers"
+        return f"since {' and '.join(better)} would not fit"
 
     def _refusal(self) -> str:
         plan = self.planner.plan(self.wishes)
@@ -234,15 +241,18 @@ def gib(size: int) -> str:
 
 
 def _least(low: int, high: int, attempt: Callable[[int], Plan | None]) -> Plan | None:
-    """Find the smallest number for which `attempt` succeeds, given that larger ones succeed too."""
+    """Move aside as little as the card demands; None when that does not fit system memory either."""
     best = attempt(high)
-    if best is None:
+    if best is None or best.total_gpu > best.limit_gpu:
         return None
-    while low < high:
+    high -= 1
+    while low <= high:
         middle = (low + high) // 2
         plan = attempt(middle)
         if plan is None:
-            low = middle + 1
+            return None
+        if plan.total_gpu <= plan.limit_gpu:
+            best, high = plan, middle - 1
         else:
-            best, high = plan, middle
-    return best
+            low = middle + 1
+    return best if best.fits else None

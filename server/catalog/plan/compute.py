@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.catalog.plan.allocator import peak_sizes
+from server.catalog.plan.blocks import Run
 from server.catalog.plan.graph import CPU, GPU, Graph, Node, Tensor
 from server.catalog.plan.shape import Layer, ModelShape, Weight
-from server.catalog.plan.transformer import Builder, Run
+from server.catalog.plan.transformer import Builder
 from server.catalog.plan.weights import Placement, first_gpu_layer, on_gpu
 
 _ALIGNMENTS = (128, 32)

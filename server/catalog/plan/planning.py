@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from server.catalog.plan.allocator import padded
+from server.catalog.plan.blocks import Run
 from server.catalog.plan.compute import ComputeBytes, compute_bytes
 from server.catalog.plan.kv import KV_BLOCKS, KvBytes, allocated_cells, kv_bytes
 from server.catalog.plan.shape import ModelShape
-from server.catalog.plan.transformer import Run
 from server.catalog.plan.weights import (
     ALL_REPACKED,
     Placement,

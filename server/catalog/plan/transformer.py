@@ -6,62 +6,19 @@ biases here or there, a fused QKV, experts. So one builder reads the tensors' na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from server.catalog.plan.feed_forward import FeedForward
 from server.catalog.plan.graph import Graph, Tensor, strides
-from server.catalog.plan.shape import Layer, ModelShape, Weight
+from server.catalog.plan.shape import Layer, Weight
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma-embedding")
 _CAPPED = ("gemma2",)
-_CENTRED = frozenset(
-    {
-        "gpt2",
-        "gptneox",
-        "falcon",
-        "bloom",
-        "mpt",
-        "phi2",
-        "starcoder",
-        "starcoder2",
-        "stablelm",
-        "command-r",
-    }
-)
-"""Architectures that take LayerNorm, which ggml never computes in place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One compute graph: its rows and what it attends to."""
-
-    tokens: int
-    outputs: int
-    n_kv: int
-    """Cells of one stream that the mask spans."""
-    streams: int
-    flash: bool
-    kv_type: str
-
-
-class Builder:
-    """Builds one graph. `home` says where a weight lies, `cache_home` where a layer's cache does."""
-
-    def __init__(
-        self,
-        shape: ModelShape,
-        run: Run,
-        home: Callable[[Weight], int],
-        cache_home: Callable[[int], int],
-    ) -> None:
-        self.shape = shape
-        self.run = run
-        self.home = home
-        self.cache_home = cache_home
-        self.graph = Graph()
-        self.quantized = run.kv_type not in ("f32", "f16", "bf16")
-        self.widest = max((layer.n_embd_v for layer in shape.layers), default=0)
-        self.norm_op = "norm" if shape.architecture in _CENTRED else "rms_norm"
+class Builder(FeedForward):
+    """Builds one graph."""
 
     def build(self, kept: Sequence[int]) -> Graph:
         """Build embedding, the layers `kept` (indices, ascending) and the head."""
@@ -131,32 +88,6 @@ class Builder:
         out = self._experts(layer, fed) if layer.rows("ffn_gate_inp") else self._dense(layer, fed)
         out = self._norm(layer, out, "post_ffw_norm", required=False)
         return g.like("add", out, middle)
-
-    def _norm(self, layer: Layer, tensor: Tensor, name: str, *, required: bool = True) -> Tensor:
-        weight = layer.tensors.get(f"{name}.weight")
-        if weight is None or (
-            name == "post_attention_norm" and self.shape.architecture == "gpt-oss" and not required
-        ):
-            if not required:
-                return tensor
-            return self.graph.like(self.norm_op, tensor)
-        normed = self.graph.like(self.norm_op, tensor)
-        normed = self.graph.like("mul", normed, self._external(weight))
-        if bias := layer.tensors.get(f"{name}.bias"):
-            normed = self.graph.like("add", normed, self._external(bias))
-        return normed
-
-    def _external(self, weight: Weight) -> Tensor:
-        return self.graph.weight(self.home(weight), weight.n_bytes)
-
-    def _matmul(self, layer: Layer, name: str, tensor: Tensor) -> Tensor:
-        weight = layer.tensors[f"{name}.weight"]
-        made = self.graph.new(
-            "mul_mat", "f32", (weight.dimensions[1], *tensor.ne[1:]), self._external(weight), tensor
-        )
-        if bias := layer.tensors.get(f"{name}.bias"):
-            made = self.graph.like("add", made, self._external(bias))
-        return made
 
     def _attention(self, number: int, layer: Layer, normed: Tensor) -> Tensor:
         g, run = self.graph, self.run
@@ -313,98 +244,6 @@ class Builder:
         return g.new(
             "cont", "f32", (layer.head_v * layer.n_head, run.tokens), self._permuted(mixed)
         )
-
-    def _dense(self, layer: Layer, fed: Tensor) -> Tensor:
-        g = self.graph
-        up = self._matmul(layer, "ffn_up", fed)
-        if layer.rows("ffn_gate"):
-            gate = self._matmul(layer, "ffn_gate", fed)
-            acted = g.like("glu", gate, up)
-        elif layer.rows("ffn_up") == 2 * layer.tensors["ffn_down.weight"].dimensions[0]:
-            acted = g.new("glu", "f32", (up.ne[0] // 2, up.ne[1]), up)
-        else:
-            acted = g.like("unary", up)
-        return self._matmul(layer, "ffn_down", acted)
-
-    def _experts(self, layer: Layer, fed: Tensor) -> Tensor:
-        g = self.graph
-        rows, used = fed.ne[1], layer.n_expert_used
-        width = fed.ne[0]
-        logits = self._matmul(layer, "ffn_gate_inp", fed)
-        count = logits.ne[0]
-        probs = g.like("soft_max", logits)
-        chosen = self._chosen(layer, probs, count, used, rows)
-        cube = g.view(probs, (1, count, rows), op="reshape")
-        weights = g.new("get_rows", "f32", (1, used, rows), cube, chosen)
-        if self.shape.architecture not in ("gpt-oss", "llama4", "qwen2moe"):
-            flat = g.view(weights, (used, rows), op="reshape")
-            total = g.like("clamp", g.new("sum_rows", "f32", (1, rows), flat))
-            weights = g.view(g.like("div", flat, total), (1, used, rows), op="reshape")
-        g.expand(weights)
-        each = g.view(fed, (width, 1, rows), op="reshape")
-        if "ffn_gate_up_exps.weight" in layer.tensors:
-            both = self._by_expert(layer, "ffn_gate_up_exps", each, chosen)
-            half = both.ne[0] // 2
-            parts = [
-                g.strided(both, (half, used, rows), both.layout[2], offset=4 * half * i)
-                for i in range(2)
-            ]
-            acted = g.new("glu", "f32", (half, used, rows), *parts)
-        else:
-            up = self._by_expert(layer, "ffn_up_exps", each, chosen)
-            if "ffn_gate_exps.weight" in layer.tensors:
-                gate = self._by_expert(layer, "ffn_gate_exps", each, chosen)
-                acted = g.like("glu", gate, up)
-            else:
-                acted = g.like("unary", up)
-        outs = g.like("mul", self._by_expert(layer, "ffn_down_exps", acted, chosen), weights)
-        g.expand(outs)
-        summed = self._sum_experts(outs, used, rows, width)
-        return self._with_shared_expert(layer, fed, summed)
-
-    def _chosen(self, layer: Layer, probs: Tensor, count: int, used: int, rows: int) -> Tensor:
-        g = self.graph
-        scored = probs
-        if bias := layer.tensors.get("exp_probs_b.bias"):
-            scored = g.like("add", probs, self._external(bias))
-        order = g.new("argsort", "i32", (count, rows), scored)
-        return g.strided(order, (used, rows), order.layout[2])
-
-    def _by_expert(self, layer: Layer, name: str, tensor: Tensor, chosen: Tensor) -> Tensor:
-        g, weight = self.graph, layer.tensors[f"{name}.weight"]
-        ne = (weight.dimensions[1], chosen.ne[0], chosen.ne[1])
-        made = g.new("mul_mat_id", "f32", ne, self._external(weight), tensor, chosen)
-        if bias := layer.tensors.get(f"{name}.bias"):
-            made = g.like("add_id", made, self._external(bias), chosen)
-        return made
-
-    def _sum_experts(self, outs: Tensor, used: int, rows: int, width: int) -> Tensor:
-        g, nb = self.graph, outs.layout[2]
-        parts = [
-            g.strided(outs, (width, rows), (nb[0], nb[2], nb[3], nb[3]), offset=i * nb[1])
-            for i in range(used)
-        ]
-        for part in parts:
-            g.expand(part)
-        summed = parts[0]
-        for part in parts[1:]:
-            summed = g.like("add", summed, part)
-            g.expand(summed)
-        return g.like("cont", summed) if used == 1 else summed
-
-    def _with_shared_expert(self, layer: Layer, fed: Tensor, summed: Tensor) -> Tensor:
-        g = self.graph
-        if not layer.rows("ffn_up_shexp"):
-            return summed
-        up = self._matmul(layer, "ffn_up_shexp", fed)
-        gate = self._matmul(layer, "ffn_gate_shexp", fed)
-        shared = self._matmul(layer, "ffn_down_shexp", g.like("glu", gate, up))
-        if "ffn_gate_inp_shexp.weight" in layer.tensors:
-            weight = self._external(layer.tensors["ffn_gate_inp_shexp.weight"])
-            score = g.new("mul_mat", "f32", (1, fed.ne[1]), weight, fed)
-            gated = g.like("div", g.like("unary", score), score)
-            shared = g.like("mul", shared, gated)
-        return g.like("add", summed, shared)
 
     def _head(self, hidden: Tensor) -> None:
         g, shape = self.graph, self.shape
