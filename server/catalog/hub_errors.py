@@ -122,5 +122,9 @@ def _no_access(error: HfHubHTTPError, repo: str, endpoint: str, *, has_token: bo
 def _brief(error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"the hub answered {error.response.status_code}"
+    if isinstance(error, httpx2.TimeoutException):
+        return "the hub fell silent"
+    if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError):
+        return "the connection was cut"
     text = str(error).strip()
     return f"{text[0].lower()}{text[1:]}" if text else type(error).__name__

@@ -69,6 +69,7 @@ def test_a_cut_connection_is_continued_where_it_broke(hub, pulls) -> None:
     assert path.read_bytes() == blob(SIZE)
     assert [r.range for r in hub.gets(NAME)] == [None, "bytes=100000-", "bytes=150000-"]
     assert hub.bytes_of(NAME) == SIZE
+    assert pulls.told.text.count("the connection was cut; trying again in 1 s (1)") == 2
     # Something came each time, so the waits do not grow.
     assert pulls.waits == [1, 1]
 
