@@ -83,7 +83,7 @@ def _add_fixed(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan. Raises ConfigError, ModelFileError or HubError."""
-    from server.catalog.plan import check_context, choose, read_shape, render, verdict
+    from server.catalog.plan import RopeWish, check_context, choose, read_shape, render, verdict
 
     settings = load_settings(options)
     wishes = _wishes(options)
@@ -91,7 +91,9 @@ def run(options: argparse.Namespace) -> int:
     headers, name = _headers(options.model, settings, memory, wishes)
     shape = read_shape(headers)
     if isinstance(wishes.n_ctx, int):
-        check_context(shape, wishes.n_ctx)
+        rope = settings.model.rope_scaling
+        stretched = RopeWish(rope.type, rope.freq_base, rope.freq_scale, rope.orig_ctx)
+        check_context(shape, wishes.n_ctx, stretched)
     choice = choose(shape, wishes, memory)
     if options.json:
         print(json.dumps(_document(shape, wishes, memory, choice, name), indent=1))
@@ -135,9 +137,10 @@ def _memory(options: argparse.Namespace, settings: Settings) -> Memory:
 
     reserve = settings.memory.reserve
     ram = None if options.ram is None else _size(options.ram, "--ram")
+    vram = settings.memory.vram
     if options.vram is not None and not options.cpu:
         # A card that is somewhere else: what memory stands beside it, nobody said.
-        return Memory(gpu_total=_size(options.vram, "--vram"), cpu_available=ram, reserve=reserve)
+        return Memory(gpu_total=vram, cpu_available=ram, reserve=reserve)
     cards = [] if options.cpu else read_cards()
     here = available_memory() if ram is None else ram
     repacked = repacked_types(cpu_flags())
@@ -145,7 +148,8 @@ def _memory(options: argparse.Namespace, settings: Settings) -> Memory:
         left = None if here is None else max(here - reserve, 0)
         return Memory(cpu_available=left, reserve=reserve, repacked=repacked)
     card = cards[min(settings.model.main_gpu, len(cards) - 1)]
-    return Memory(card.total, card.free, here, card.name, reserve, repacked)
+    total = card.total if vram is None else min(vram, card.total)
+    return Memory(total, card.free, here, card.name, reserve, repacked)
 
 
 def _size(text: str, flag: str) -> int:
