@@ -1,19 +1,21 @@
 """The model hub, through huggingface_hub: what a repository holds, and the bytes of a file from a place on.
 
-The client gets its endpoint, token and name explicitly. What it still reads by itself, at import: HF_HUB_OFFLINE
-(every request then fails, which is told as such), HF_DEBUG, and the proxy variables that its HTTP client honours. Xet
-is not used: its transfers have no order, so nothing of them could be continued. The plain way serves the same files.
+The client gets its endpoint, token and name explicitly, and its telemetry is off. What it still reads by itself, at
+import: HF_HUB_OFFLINE (every request then fails, which is told as such), HF_DEBUG, and the proxy variables that its
+HTTP client honours. Xet is not used: its transfers have no order, so nothing of them could be continued. The plain way
+serves the same files.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from huggingface_hub import HfApi, get_session, hf_hub_url
+from huggingface_hub import HfApi, constants, get_session, hf_hub_url
 
 # Documented, but not marked as exported for type checkers.
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
@@ -61,6 +63,7 @@ class Hub:
 
     def __init__(self, options: HubOptions, *, sleep: Callable[[float], None] = time.sleep) -> None:
         """Raise `HubError` under `offline`."""
+        _silence_the_client()
         self._sleep = sleep
         if options.offline:
             raise HubError("The hub is not asked in offline mode (hub.offline, --offline).")
@@ -150,6 +153,16 @@ class Hub:
                 if len(data) >= skip + end - start:
                     break
             return bytes(data[skip : skip + end - start]), body.total
+
+
+def _silence_the_client() -> None:
+    """Switch off what the client tells about this machine, and what its HTTP library logs.
+
+    The first has no parameter, only a variable that was read at import: without it the client asks the hub for a list
+    of programs to look for in the environment. The second would put the signed addresses of files into the log.
+    """
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 def _extent(status: int, content_range: str | None) -> tuple[int, int | None]:

@@ -32,7 +32,7 @@ def command(hub: HubServer) -> list[str]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    return {"HOME": str(home), "PATH": os.environ["PATH"], "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {"HOME": str(home), "PATH": os.environ["PATH"]}
 
 
 @pytest.mark.slow
@@ -88,3 +88,18 @@ def run(hub: HubServer, home: Path, other: str | None = None) -> subprocess.Comp
         text=True,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_nothing_is_asked_of_the_hub_but_the_model(tmp_path) -> None:
+    with HubServer() as hub:
+        hub.add("o/r", {NAME: blob(100_000)})
+        # The client takes this variable for everything that it asks on its own account.
+        own = {**environment(tmp_path), "HF_ENDPOINT": hub.endpoint}
+
+        subprocess.run(command(hub), cwd=tmp_path, env=own, check=True, capture_output=True)
+
+        paths = [request.path for request in hub.requests]
+        commit = hub.repos["o/r"].commit
+        assert paths == ["/api/models/o/r", f"/o/r/resolve/{commit}/{NAME}", f"/cdn/{NAME}"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
