@@ -12,7 +12,8 @@ from server.catalog.gguf_header import GgufHeader, parse_header
 from server.catalog.gguf_split import gather
 from server.catalog.hub import Hub
 from server.catalog.hub_files import Candidate
-from server.catalog.plan import Memory, Plan, Wishes, choose, read_shape
+from server.catalog.plan import Memory, ModelShape, Plan, Wishes, choose, read_shape
+from server.catalog.plan.planning import DEFAULT_N_CTX, DEFAULT_SLOTS
 from server.core.errors import ModelFileError
 
 Fetch = Callable[[str, int, int], tuple[bytes, int | None]]
@@ -20,6 +21,9 @@ Fetch = Callable[[str, int, int], tuple[bytes, int | None]]
 
 MOST_BYTES = 20 * 10**6
 """Read of one model at most. A vocabulary of 150,000 tokens with its merges takes 6 MB."""
+_INPUT_LAYER = 4 * 10**9
+"""More than any token embedding takes, which stays in system memory."""
+_FINE_BITS = 4
 _FIRST_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 16
 """Later parts of a split model have no vocabulary."""
@@ -81,33 +85,74 @@ def read_candidate(hub: Hub, candidate: Candidate) -> tuple[GgufHeader, ...]:
 def planned_chooser(hub: Hub, memory: Memory, wishes: Wishes) -> QuantChooser:
     """Choose the largest quantization for which a plan with `wishes` fits `memory`, header by header.
 
-    Those whose weights alone are more than there is are left out unread.
+    Where the wishes leave it open, the plain number of slots and tokens comes first, then as many as
+    fit. On a card all of the model is to lie there; when nothing does, the smallest of 4 bits or
+    more is taken, since each of its bytes in system memory costs time with every token.
     """
-    room = (
-        memory.gpu_limit + (memory.cpu_available or 0) if memory.has_gpu else memory.cpu_available
-    )
-    # On a card, everything is to lie on it: a smaller quantization beats layers in system memory.
-    whole = replace(wishes, n_gpu_layers="all") if memory.has_gpu else wishes
+    return _PlannedChooser(hub, memory, wishes).choose
 
-    def choose_one(found: Sequence[Candidate]) -> Chosen:
+
+class _PlannedChooser:
+    def __init__(self, hub: Hub, memory: Memory, wishes: Wishes) -> None:
+        self._hub = hub
+        self._memory = memory
+        self._wishes = wishes
+        self._shapes: dict[Candidate, ModelShape] = {}
+
+    def choose(self, found: Sequence[Candidate]) -> Chosen:
         listed = eligible(found)
-        for wanted in (whole, wishes) if memory.has_gpu else (wishes,):
-            for candidate in listed:
-                if room is not None and candidate.size > max(room, memory.gpu_limit):
-                    continue
-                best = choose(read_shape(read_candidate(hub, candidate)), wanted, memory).best
+        whole = self._wishes
+        if self._memory.has_gpu and whole.n_gpu_layers == "auto":
+            whole = replace(whole, n_gpu_layers="all", n_cpu_moe=0)
+        partly = sorted((c for c in listed if _fine(c)), key=lambda c: c.size) or listed[::-1]
+        passes = [(_target(whole), listed), (whole, listed)]
+        passes += [(self._wishes, partly)] if whole != self._wishes else []
+        for wishes, order in passes:
+            for candidate in order:
+                best = self._best(candidate, wishes)
                 if best is not None:
                     return Chosen(candidate, _why(candidate, best))
         smallest = listed[-1]
         reason = f"even the smallest, {smallest.quant} ({size_text(smallest.size)}), leaves no room"
         return Chosen(smallest, reason, fits=False)
 
-    return choose_one
+    def _best(self, candidate: Candidate, wishes: Wishes) -> Plan | None:
+        """Plan a candidate; without reading it when its weights alone are more than there is."""
+        memory = self._memory
+        everywhere = (
+            None if memory.cpu_available is None else memory.gpu_limit + memory.cpu_available
+        )
+        room = memory.gpu_limit + _INPUT_LAYER if wishes.n_gpu_layers == "all" else everywhere
+        if room is not None and candidate.size > room:
+            return None
+        if candidate not in self._shapes:
+            self._shapes[candidate] = read_shape(read_candidate(self._hub, candidate))
+        return choose(self._shapes[candidate], wishes, memory).best
+
+
+def _target(wishes: Wishes) -> Wishes:
+    """Fill in what is plainly wanted of slots and tokens."""
+    slots = DEFAULT_SLOTS if wishes.slots == "auto" else wishes.slots
+    return (
+        replace(wishes, slots=slots, n_ctx=DEFAULT_N_CTX)
+        if wishes.n_ctx == "auto"
+        else replace(wishes, slots=slots)
+    )
+
+
+def _fine(candidate: Candidate) -> bool:
+    """Whether the weights have 4 bits or more, by the quantization's name."""
+    digits = [letter for letter in candidate.quant if letter.isdigit()]
+    return not digits or int(digits[0]) >= _FINE_BITS
 
 
 def _why(candidate: Candidate, best: Plan) -> str:
+    sizes = f"{best.slots} × {best.n_ctx} tokens of {best.kv_type} KV"
+    name = f"{candidate.quant} ({size_text(candidate.size)})"
+    if best.limit_gpu and 0 < best.n_gpu_layers < best.n_layers:
+        layers = f"{best.n_gpu_layers} of {best.n_layers} layers on the GPU"
+        return f"{name} runs with {layers} and {sizes}; nothing fits the GPU as a whole"
+    if best.limit_gpu and best.n_cpu_moe:
+        return f"{name} runs with the experts of {best.n_cpu_moe} layers in memory and {sizes}"
     where = "the GPU" if best.total_gpu else "memory"
-    return (
-        f"{candidate.quant} ({size_text(candidate.size)}) is the largest that fits {where}, with "
-        f"{best.slots} × {best.n_ctx} tokens of {best.kv_type} KV"
-    )
+    return f"{name} is the largest that fits {where}, with {sizes}"

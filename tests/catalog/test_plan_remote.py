@@ -17,7 +17,7 @@ from server.catalog.header_source import (
 from server.catalog.hub import Hub, HubOptions
 from server.catalog.hub_errors import HubError
 from server.catalog.hub_files import candidates
-from server.catalog.plan import Memory, Wishes, choose, read_shape
+from server.catalog.plan import Memory, Wishes, choose, plan, read_shape
 from server.core.errors import ModelFileError
 from tests.catalog.conftest import ARRAY, STRING, entry
 from tests.catalog.hub_server import HubServer
@@ -165,3 +165,39 @@ def test_the_chooser_takes_the_largest_that_fits(hub_server, tmp_path):
     refused = planned_chooser(hub, tiny, wishes)(candidates(hub.listing("o/r")))
     assert not refused.fits
     assert refused.candidate.quant == "Q2_K"
+
+
+def test_the_chooser_prefers_the_plain_sizes_to_a_larger_file(hub_server, tmp_path):
+    shapes, hub = serve_quants(hub_server, tmp_path, {"Q8_0": 200, "Q4_K_M": 100})
+    plain = plan(shapes["Q4_K_M"], Wishes(n_gpu_layers="all", kv_type="q4_0"), Memory(gpu_total=1))
+    squeezed = Wishes(slots=1, n_ctx=2048, n_gpu_layers="all", kv_type="q4_0")
+    tight = plan(shapes["Q8_0"], squeezed, Memory(gpu_total=1))
+    total = max(plain.total_gpu, tight.total_gpu) + Memory().reserve
+    card = Memory(gpu_total=total, reserve=Memory().reserve)
+    chosen = planned_chooser(hub, card, Wishes())(candidates(hub.listing("o/r")))
+    assert chosen.candidate.quant == "Q4_K_M"
+    assert "4 × 8192" in chosen.reason
+
+
+def test_what_does_not_lie_on_the_gpu_whole_is_taken_small_but_not_coarse(hub_server, tmp_path):
+    quants = {"Q8_0": 300, "Q4_K_M": 200, "Q2_K": 190}
+    shapes, hub = serve_quants(hub_server, tmp_path, quants)
+    least = plan(shapes["Q2_K"], Wishes(slots=1, n_ctx=512, n_gpu_layers=20), Memory(gpu_total=1))
+    card = Memory(gpu_total=least.total_gpu + Memory().reserve)
+    wishes = Wishes(slots=1, n_ctx=512)
+    chosen = planned_chooser(hub, card, wishes)(candidates(hub.listing("o/r")))
+    assert chosen.fits
+    assert chosen.candidate.quant == "Q4_K_M"
+    assert "of 201 layers on the GPU" in chosen.reason
+    # The header of each was read once, for all passes together.
+    assert hub_server.bytes_of("m-Q4_K_M.gguf") <= 2 << 20
+
+
+def serve_quants(server, folder, layers_of: dict[str, int]):
+    files, shapes = {}, {}
+    for quant, layers in layers_of.items():
+        path = write_header(folder / f"m-{quant}.gguf", replace(SMALL, layers=layers))
+        files[path.name] = path.read_bytes()
+        shapes[quant] = read_shape(read_header(path))
+    server.add("o/r", files)
+    return shapes, hub_of(server)
