@@ -98,13 +98,16 @@ def metadata(spec: HeaderSpec) -> list[bytes]:
     }
     if spec.experts:
         values |= {"expert_count": spec.experts, "expert_used_count": spec.used}
+        values["expert_feed_forward_length"] = spec.feed_forward
     count = spec.vocabulary
     kinds = struct.pack("<IQ", INT32, count) + struct.pack("<i", 1) * count
     return [
         entry("general.architecture", STRING, text(arch)),
         entry("general.name", STRING, text("a test's model")),
         *(number(f"{arch}.{key}", value) for key, value in values.items()),
+        entry(f"{arch}.attention.layer_norm_rms_epsilon", FLOAT32, struct.pack("<f", 1e-6)),
         entry("tokenizer.ggml.model", STRING, text("gpt2")),
+        entry("tokenizer.ggml.pre", STRING, text("qwen2")),
         entry("tokenizer.ggml.tokens", ARRAY, strings([f"t{i:06}" for i in range(count)])),
         entry("tokenizer.ggml.token_type", ARRAY, kinds),
         entry("tokenizer.ggml.merges", ARRAY, strings([f"to {i:06}" for i in range(count)])),

@@ -23,11 +23,13 @@ from server.catalog.plan import (
     repacked_types,
 )
 from server.engine.plan import Rows
+from server.llama.allocated import parse_allocated
 from server.llama.backend import LlamaBackend
 from server.llama.model import LoadedModel, free_model, load_model
 from server.llama.native import library
 from server.llama.params import KV_TYPES, LlamaParams
 from server.ops.machine import cpu_flags
+from tests.catalog.plan_headers import QWEN3_30B_A3B, QWEN3_32B, write_header
 from tests.llama.plan_models import PlanSpec, write_plan_model
 
 pytestmark = pytest.mark.native
@@ -204,3 +206,39 @@ def test_experts_can_stay_in_system_memory(tmp_path, caplog):
     moved = [line for line in caplog.messages if "buffer type overridden" in line]
     assert len(moved) == 2 * 3
     assert all(re.search(r"blk\.[01]\.ffn_(up|gate|down)_exps", line) for line in moved)
+
+
+FULL_SIZE = [
+    (QWEN3_32B, 4, 8192, {"kv_type": "f16"}),
+    (QWEN3_32B, 2, 16384, {"kv_type": "q8_0", "n_ubatch": 256, "kv_layout": "split"}),
+    (QWEN3_30B_A3B, 3, 4096, {"kv_type": "f16", "flash_attention": "off"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spec", "slots", "n_ctx", "settings"), FULL_SIZE)
+def test_compute_buffers_of_full_size_models(tmp_path, spec, slots, n_ctx, settings):
+    # A file with a header and nothing behind it, and llama.cpp told to allocate nothing.
+    path = write_header(tmp_path / "m.gguf", spec)
+    wishes = Wishes(slots=slots, n_ctx=n_ctx, **settings)
+    planned = plan(read_shape(read_header(path)), wishes, Memory())
+    bound = library()
+    params = bound.model_default_params()
+    params.n_gpu_layers, params.load_mode, params.no_alloc = 0, 0, True
+    model = bound.model_load_from_file(str(path).encode(), params)
+    assert model
+    asked = bound.context_default_params()
+    asked.n_ctx, asked.n_batch, asked.n_ubatch = slots * n_ctx, 512, wishes.n_ubatch
+    asked.n_seq_max = asked.n_outputs_max = slots
+    asked.n_outputs_max_per_seq = 1
+    asked.kv_unified = wishes.kv_layout != "split"
+    asked.flash_attn_type = int(wishes.flash_attention != "off")
+    asked.type_k = asked.type_v = KV_TYPES[wishes.kv_type]
+    bound.log.clear()
+    context = bound.init_from_model(model, asked)
+    assert context
+    allocated = parse_allocated(bound.log.sizes())
+    bound.free(context)
+    bound.model_free(model)
+    assert planned.compute_cpu == pytest.approx(allocated.compute_cpu, abs=ROUNDING)
+    assert planned.output_cpu == pytest.approx(allocated.output_cpu, abs=ROUNDING)
