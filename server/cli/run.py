@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from server.core.errors import ConfigError, OnegpuError
 
@@ -67,11 +66,12 @@ def run(options: argparse.Namespace) -> int:
     """Chat, or answer once. Raises `ConfigError` and `OnegpuError`."""
     from server.cli.chat.conversation import Conversation
     from server.cli.chat.repl import Repl
+    from server.cli.chat.signals import prompt_signals
     from server.cli.chat.terminal import Terminal, history
 
     terminal = Terminal()
     question = _question(options.text)
-    with _ending_by_signals(), _connected(options, terminal) as (client, model):
+    with prompt_signals(), _connected(options, terminal) as (client, model):
         chat = Repl(client, Conversation(model, options.system), terminal)
         if question is not None:
             return chat.ask(question)
@@ -193,18 +193,3 @@ def _await_loaded(client: Client, name: str, terminal: Terminal) -> None:
         shown = f": {share:.0%}" if isinstance(share, int | float) else ""
         terminal.status(f"{state} {name}{shown}")
         time.sleep(0.25)
-
-
-@contextlib.contextmanager
-def _ending_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program through its `finally`s: a server of its own must go."""
-
-    def end(number: int, _: Any) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
