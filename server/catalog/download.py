@@ -144,7 +144,10 @@ class _Puller:
 
     def _complete(self, first: Path, candidate: Candidate) -> bool:
         """Tell whether another process has just finished the same download."""
-        manifest = read_manifest(manifest_path(first))
+        try:
+            manifest = read_manifest(manifest_path(first))
+        except ModelFileError:
+            return False  # a damaged note is written anew, and the file is hashed
         wanted = [(file.size, file.sha256) for file in candidate.files]
         if manifest is None or not manifest.complete:
             return False

@@ -197,7 +197,12 @@ class Library:
 
     def _pulled(self) -> Iterator[Entry]:
         for path in sorted(self.models_dir.rglob(f"*.gguf{SUFFIX}")):
-            manifest = read_manifest(path)
+            try:
+                manifest = read_manifest(path)
+            except ModelFileError as error:
+                # One damaged note must not hide all other models.
+                yield _damaged_entry(path, error.message)
+                continue
             if manifest is not None and manifest.files:
                 yield _pulled_entry(path.parent, manifest)
 
@@ -255,6 +260,13 @@ def _pulled_entry(folder: Path, manifest: Manifest) -> Entry:
         problem,
         manifest,
     )
+
+
+def _damaged_entry(manifest: Path, problem: str) -> Entry:
+    path = manifest.with_name(manifest.name.removesuffix(SUFFIX))
+    size = path.stat().st_size if path.is_file() else 0
+    modified = manifest.stat().st_mtime
+    return Entry(str(path), quant_of(path.name), size, "onegpu", modified, path, (path,), problem)
 
 
 def _leftovers(files: tuple[Path, ...]) -> list[Path]:

@@ -71,17 +71,13 @@ def read_manifest(path: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ModelFileError(
-            f"{path} cannot be read: {error}. Remove it and pull the model again."
-        ) from error
+        raise ModelFileError(f"{path} cannot be read: {error}. Pull the model again.") from error
     if not isinstance(document, dict) or document.get("version") != _VERSION:
         return None
     try:
         return _manifest(document)
     except (KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"{path} is damaged ({error}). Remove it and pull the model again."
-        ) from error
+        raise ModelFileError(f"{path} is damaged ({error}). Pull the model again.") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -95,6 +91,10 @@ def sync_folder(folder: Path) -> None:
 
 def _manifest(document: dict[str, Any]) -> Manifest:
     files = tuple(ManifestFile(f["name"], f["size"], f["sha256"]) for f in document["files"])
+    for file in files:
+        # `rm` deletes what stands here: never outside of the folder.
+        if Path(file.name).name != file.name:
+            raise KeyError(file.name)
     texts = [str(document[key]) for key in ("name", "requested", "repo", "revision", "quant")]
     name, requested, repo, revision, quant = texts
     return Manifest(

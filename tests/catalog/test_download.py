@@ -160,6 +160,16 @@ def test_a_process_killed_after_the_rename_only_hashes_again(hub, pulls, folder)
     assert hub.gets(NAME) == []
 
 
+def test_a_damaged_manifest_is_written_anew(hub, pulls, folder) -> None:
+    pulls(REF)
+    (folder / f"{NAME}.json").write_text("{", encoding="utf-8")
+    hub.requests.clear()
+
+    assert pulls(REF).read_bytes() == blob(SIZE)
+    assert hub.gets(NAME) == []
+    assert pulls.find(REF) == folder / NAME
+
+
 def test_a_file_that_changed_size_is_noticed_and_got_again(hub, pulls) -> None:
     path = pulls(REF)
     with path.open("ab") as file:

@@ -158,15 +158,31 @@ def test_a_name_may_mean_several(library, put) -> None:
     assert [entry.quant for entry in library.named("qwen3:0.6b-q8_0")] == ["Q8_0"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 99, "files": 3}'])
-def test_a_manifest_that_is_damaged_or_not_ours(library, text) -> None:
+@pytest.mark.parametrize("text", ["[]", '{"version": 99, "files": 3}'])
+def test_a_document_of_somebody_else_is_no_manifest(library, text) -> None:
     library.models_dir.mkdir()
     path = library.models_dir / "a.gguf"
     path.write_bytes(b"GGUF")
     manifest_path(path).write_text(text, encoding="utf-8")
 
-    if text in ("[]", '{"version": 99, "files": 3}'):
-        assert [entry.source for entry in library.entries()] == ["file"]
-    else:
-        with pytest.raises(ModelFileError, match="Remove it and pull the model again"):
-            library.entries()
+    assert [entry.source for entry in library.entries()] == ["file"]
+    assert find(library, str(path)) == path
+
+
+@pytest.mark.parametrize("damage", ["{", '{"version": 1}', "../../outside.gguf"])
+def test_a_damaged_manifest_hides_no_other_model(library, put, damage) -> None:
+    sound = put("qwen3:0.6b-q8_0", QWEN, "Q8_0", "a-Q8_0.gguf")
+    path = put("hf:o/r:Q8_0", "o/r", "Q8_0", "b-Q8_0.gguf")
+    note = manifest_path(path)
+    text = note.read_text(encoding="utf-8").replace("b-Q8_0.gguf", damage)
+    note.write_text(text if damage.endswith("gguf") else damage, encoding="utf-8")
+
+    assert find(library, "qwen3:0.6b") == sound
+    assert find(library, "hf:o/r:Q8_0") is None
+    with pytest.raises(ModelFileError, match="Pull the model again"):
+        find(library, str(path))
+    [entry] = [entry for entry in library.entries() if entry.problem is not None]
+    library.remove(entry)
+    assert not path.exists()
+    assert not note.exists()
+    assert sound.exists()
