@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 List the models of a running server: state, the memory that weights and KV cache take, tokens of
 one request, requests that run of those that can, and until when an idle model stays loaded.
-Names that share weights share that memory and those slots."""
+Names that share weights share that memory and those slots; in parentheses stands what an
+unloaded model would take."""
 _HEAD = ("NAME", "STATE", "MEMORY", "CONTEXT", "RUNNING", "UNTIL")
 
 
@@ -99,7 +100,8 @@ def _memory(card: Mapping[str, Any]) -> str:
     if isinstance(memory, dict):
         parts = [(place.upper(), memory.get(place)) for place in ("gpu", "cpu")]
         told = [f"{_size(size)} {place}" for place, size in parts if isinstance(size, int) and size]
-        return " + ".join(told) or "-"
+        shown = " + ".join(told) or "-"
+        return f"({shown})" if told and _state(card) in ("unloaded", "failed") else shown
     size = (card.get("meta") or {}).get("size")
     return _size(size) if isinstance(size, int) else "-"
 

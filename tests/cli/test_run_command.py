@@ -200,7 +200,7 @@ def test_ps_lists_what_is_there(server, capsys, monkeypatch):
             "slots": 4,
             "memory": {"cpu": 5_000_000},
         },
-        {"id": "gone", "state": "unloaded", "slots": 4},
+        {"id": "gone", "state": "unloaded", "slots": 4, "memory": {"gpu": 0, "cpu": 5_000_000}},
     ]
     server.routes["GET /slots?model=big"] = (
         200,
@@ -216,7 +216,7 @@ def test_ps_lists_what_is_there(server, capsys, monkeypatch):
     assert rows[1][5].endswith("(in 5 min)")
     assert rows[2] == ["agent", "ready", "21.3 GB GPU + 40.0 MB CPU", "4096", "1/2", "stays"]
     assert rows[3] == ["small", "loading 42%", "5.0 MB CPU", "-", "-", "-"]
-    assert rows[4] == ["gone", "unloaded", "-", "-", "-", "-"]
+    assert rows[4] == ["gone", "unloaded", "(5.0 MB CPU)", "-", "-", "-"]
 
 
 @pytest.mark.parametrize("argv", [("ps",), ("stop", "m")])
