@@ -342,6 +342,59 @@ def test_compare_names_what_went_over(shapes):
     assert "OVER" not in describe(fine)
 
 
+def with_tensors(tmp_path, spec, changed, *extra: bytes):
+    """Make a shape whose blocks hold other tensors than the spec's."""
+    listed = [
+        each for name, dimensions, kind in tensors(spec) for each in changed(name, dimensions, kind)
+    ]
+    made, size = encode([*metadata(spec), *extra], listed)
+    path = tmp_path / "other.gguf"
+    path.write_bytes(made)
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return read_shape(read_header(path))
+
+
+def test_layers_with_parts_unknown_here_are_estimated_above_the_known(tmp_path, shapes):
+    def compressed(name, dimensions, kind):
+        if name.endswith("attn_k.weight"):
+            return [(name.replace("attn_k", "attn_kv_a_mqa"), dimensions, kind)]
+        return [] if name.endswith("attn_v.weight") else [(name, dimensions, kind)]
+
+    shape = with_tensors(tmp_path, SMALL, compressed)
+    strange = plan(shape, Wishes(n_gpu_layers="all"), CARD)
+    known = plan(shapes["small"], Wishes(n_gpu_layers="all"), CARD)
+    assert strange.compute_gpu > known.compute_gpu
+    assert strange.estimated
+    assert not known.estimated
+
+
+def test_recurrent_layers_keep_a_state_for_each_slot_and_no_cells(tmp_path, shapes):
+    def recurrent(name, dimensions, kind):
+        if not name.startswith("blk.0.attn_") or name == "blk.0.attn_norm.weight":
+            return [(name, dimensions, kind)]
+        return [("blk.0.ssm_in.weight", (256, 64), "Q8_0")] if "attn_q.w" in name else []
+
+    sizes = {"inner_size": 64, "state_size": 16, "group_count": 1, "conv_kernel": 4}
+    keys = [number(f"qwen3.ssm.{key}", value) for key, value in sizes.items()]
+    shape = with_tensors(tmp_path, SMALL, recurrent, *keys)
+    wishes = Wishes(slots=3, n_ctx=512, n_gpu_layers="all")
+    planned, plain = plan(shape, wishes, CARD), plan(shapes["small"], wishes, CARD)
+    state = 4 * (3 * (64 + 2 * 16) + 16 * 64)
+    assert planned.kv_per_token == plain.kv_per_token // 2
+    assert planned.kv_gpu == plain.kv_gpu // 2 + -(-3 * state // 128) * 128
+
+
+def test_an_architecture_that_is_not_held_against_llama_cpp_says_so(tmp_path):
+    shape = read_shape(
+        read_header(write_header(tmp_path / "g.gguf", replace(SMALL, architecture="glm4")))
+    )
+    choice = choose(shape, Wishes(), CARD)
+    assert choice.best is not None
+    assert choice.best.estimated
+    assert "glm4 are an estimate" in render(shape, Wishes(), CARD, choice)
+
+
 def test_every_layer_is_planned_for_programs(shapes):
     shape = shapes["32b"]
     shown = plan(shape, Wishes(n_gpu_layers="all", kv_type="q8_0"), CARD)

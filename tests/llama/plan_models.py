@@ -86,6 +86,8 @@ def _add_shape(writer: gguf.GGUFWriter, spec: PlanSpec) -> None:
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)
     writer.add_float32(f"{arch}.attention.layer_norm_epsilon", 1e-6)
     writer.add_float32(f"{arch}.rope.freq_base", 1e6)
+    if arch in ("command-r", "granite"):
+        writer.add_float32(f"{arch}.logit_scale", 0.1)
     if spec.window:
         writer.add_uint32(f"{arch}.attention.sliding_window", spec.window)
     if spec.experts:
@@ -115,6 +117,8 @@ def tensors(spec: PlanSpec, n_vocab: int) -> list[tuple[str, tuple[int, ...], st
         ("token_embd.weight", (n_vocab, wide), spec.kind),
         ("output_norm.weight", (wide,), "F32"),
     ]
+    if spec.architecture == "starcoder2":
+        made.append(("output_norm.bias", (wide,), "F32"))
     if not spec.tied:
         made.append(("output.weight", (n_vocab, wide), spec.kind))
     for layer in range(spec.layers):
@@ -149,6 +153,12 @@ def _block(spec: PlanSpec, layer: int) -> dict[str, tuple[int, ...]]:
         block |= {"attn_q_norm.weight": (spec.head_size,), "attn_k_norm.weight": (spec.head_size,)}
     if arch in ("gemma2", "gemma3"):
         block |= {"post_attention_norm.weight": (wide,), "post_ffw_norm.weight": (wide,)}
+    if arch == "starcoder2":
+        biases = {"attn_norm": wide, "ffn_norm": wide, "attn_output": wide, "ffn_down": wide}
+        biases["ffn_up"] = spec.feed_forward
+        block |= {f"{name}.bias": (size,) for name, size in biases.items()}
+    if arch == "command-r":
+        del block["ffn_norm.weight"]
     return block | _feed_forward(spec)
 
 
@@ -169,6 +179,8 @@ def _feed_forward(spec: PlanSpec) -> dict[str, tuple[int, ...]]:
                 "ffn_up_shexp.weight": (inner, wide),
             }
         return block
+    if spec.architecture == "starcoder2":
+        return {"ffn_up.weight": (inner, wide), "ffn_down.weight": (wide, inner)}
     if spec.architecture == "phi3":
         return {"ffn_up.weight": (2 * inner, wide), "ffn_down.weight": (wide, inner)}
     return {

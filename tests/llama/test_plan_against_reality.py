@@ -197,6 +197,25 @@ def test_layers_with_different_head_counts_are_counted_one_by_one(tmp_path):
     assert planned.compute_cpu >= loaded.allocated.compute_cpu - ROUNDING, told
 
 
+@pytest.mark.parametrize("architecture", ["granite", "starcoder2", "command-r"])
+@pytest.mark.parametrize("flash", ["on", "off"])
+def test_architectures_that_are_only_estimated_are_not_planned_below(tmp_path, architecture, flash):
+    tied = architecture == "command-r"
+    spec = PlanSpec(architecture, heads=4, head_size=64, fill=5000, tied=tied)
+    path = write_plan_model(tmp_path / "m.gguf", spec)
+    params = LlamaParams(path, slots=3, n_ctx=900, flash_attention=flash, warmup=False)
+    planned = plan(read_shape(read_header(path)), wishes_of(params), this_machine())
+    loaded = load(params)
+    told = describe(compare(planned, loaded.allocated))
+    free_model(loaded)
+    assert planned.estimated
+    assert planned.compute_cpu >= loaded.allocated.compute_cpu - ROUNDING, told
+    assert planned.compute_cpu <= 1.6 * loaded.allocated.compute_cpu, told
+    assert planned.kv_cpu == pytest.approx(loaded.allocated.kv_cpu, abs=ROUNDING), told
+    assert planned.weights_cpu == pytest.approx(loaded.allocated.weights_cpu, abs=ROUNDING), told
+    assert planned.total_cpu >= loaded.allocated.cpu, told
+
+
 def test_experts_can_stay_in_system_memory(tmp_path, caplog):
     spec = PlanSpec("qwen3moe", experts=4, kind="Q8_0")
     path = write_plan_model(tmp_path / "m.gguf", spec)

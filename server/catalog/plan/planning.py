@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from server.catalog.plan.allocator import padded
 from server.catalog.plan.blocks import Run
-from server.catalog.plan.compute import ComputeBytes, compute_bytes
+from server.catalog.plan.compute import ComputeBytes, compute_bytes, is_replayed
 from server.catalog.plan.kv import KV_BLOCKS, KvBytes, allocated_cells, kv_bytes
 from server.catalog.plan.shape import ModelShape
 from server.catalog.plan.weights import (
@@ -134,6 +134,8 @@ class Plan:
     kv_layout: str
     n_ubatch: int
     flash_attention: bool
+    estimated: bool
+    """Whether compute buffers are an estimate with a margin, not a replay of llama.cpp's own."""
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields; sizes in bytes."""
@@ -257,6 +259,7 @@ class Planner:
             kv_layout="unified" if unified else "split",
             n_ubatch=wishes.n_ubatch,
             flash_attention=run.flash,
+            estimated=not is_replayed(shape),
         )
 
     def _weights_of(self, where: Placement) -> WeightBytes:

@@ -12,6 +12,8 @@ from server.core.errors import ModelFileError
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps")
 _MOST_LAYERS = 512
+_STATEFUL = ("ssm_", "time_mix_", "shortconv.")
+"""Tensors of layers that keep a state of fixed size for each slot."""
 _INPUT = frozenset(
     {"token_embd", "token_embd_norm", "token_types", "position_embd", "per_layer_token_embd"}
 )
@@ -144,17 +146,11 @@ def _layers(
     used = reader.per_layer("expert_used_count", n_layer, [0] * n_layer)
     swa = _swa_layers(reader, n_layer)
     shared = reader.number("attention.shared_kv_layers")
-    every = reader.number("full_attention_interval")
     named: list[dict[str, Weight]] = [{} for _ in range(n_layer)]
     for weight in weights:
         if weight.layer is not None:
             named[weight.layer][weight.name.split(".", 2)[2]] = weight
-    recurrent = [
-        any(name.startswith(("ssm_", "time_mix_", "shortconv.")) for name in tensors)
-        if not every
-        else (index + 1) % every != 0
-        for index, tensors in enumerate(named)
-    ]
+    recurrent = [any(name.startswith(_STATEFUL) for name in tensors) for tensors in named]
     return tuple(
         Layer(
             n_head=heads[index],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from server.catalog.plan.choosing import KV_ORDER, Choice, gib, most_slots
+from server.catalog.plan.compute import is_replayed
 from server.catalog.plan.kv import KV_BLOCKS
 from server.catalog.plan.planning import Memory, Plan, Planner, Wishes
 from server.catalog.plan.shape import ModelShape
@@ -67,6 +68,10 @@ def _head(shape: ModelShape, memory: Memory) -> str:
         f"trained for {shape.n_ctx_train:,} tokens"
     )
     lines = [about]
+    if not is_replayed(shape):
+        lines.append(
+            f"Compute buffers of {shape.architecture} are an estimate with a margin, not a replay."
+        )
     if memory.gpu_total is None:
         lines.append("No GPU: everything goes to system memory.")
     else:
