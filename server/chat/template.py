@@ -29,6 +29,7 @@ RESERVED = frozenset(
     {
         "messages",
         "tools",
+        "add_bos_token",
         "bos_token",
         "eos_token",
         "raise_exception",
@@ -65,7 +66,11 @@ class ChatTemplate:
         self.source = source
         marks = [text for text in tokenizer.marker_tokens if _is_structure(text, source or "")]
         self._guard = Guard(tokenizer, marks)
-        self._names = {"bos_token": tokenizer.bos_text, "eos_token": tokenizer.eos_text}
+        self._names = {
+            "add_bos_token": _adds_bos(tokenizer),
+            "bos_token": tokenizer.bos_text,
+            "eos_token": tokenizer.eos_text,
+        }
         self._template = None if source is None else _compile(source, now)
         self._objects = False
         self._objects = self._template is not None and self._wants_objects()
@@ -207,6 +212,16 @@ def _tojson(
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
+
+
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    """Tell whether the vocabulary begins every text with BOS.
+
+    Templates in GGUF files write it themselves; those converted from Go leave it to this.
+    """
+    added = tokenizer.encode("", add_special=True)[:1]
+    text = tokenizer.bos_text.encode()
+    return bool(added) and text != b"" and tokenizer.decode(added, special=True) == text
 
 
 def _is_structure(marker: str, source: str) -> bool:
