@@ -182,7 +182,7 @@ class Script:
     cached: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeEngine:
     """Answers at once from a script, or holds requests until the test moves them."""
 

@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import uvicorn
 from fastapi import FastAPI
@@ -75,7 +76,7 @@ class Stack:
         )
         self.app: FastAPI = create_app(self.parts)
 
-    def with_api(self, **changes: object) -> Stack:
+    def with_api(self, **changes: object) -> Self:
         return replace(self, api=replace(self.api, **changes))  # type: ignore[arg-type]
 
 

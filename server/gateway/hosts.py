@@ -13,7 +13,7 @@ from server.core.errors import Draining, EngineDead, ModelFailed, ModelLoading, 
 from server.engine.interface import EngineState
 from server.gateway.host import Host, HostedEngine, HostState, Lease
 from server.gateway.memory import Budget
-from server.gateway.residency import decide
+from server.gateway.residency import Decision, decide
 
 log = logging.getLogger(__name__)
 
@@ -181,11 +181,9 @@ class HostManager:
         """Decide, let in, start and end. Called after every change."""
         if self._closed:
             return
-        wanted = list(dict.fromkeys(waiter.host for waiter in self._line))
-        decision = decide(self.hosts, wanted, self.budget, self._clock.monotonic())
-        for host in self.hosts:
-            host.closing = host in decision.leaving
-        self._let_in()
+        decision = self._decide()
+        while self._let_in():  # then the line is another one
+            decision = self._decide()
         for host in decision.leaving:
             if host.holders == 0:
                 self._unload(host)
@@ -193,13 +191,23 @@ class HostManager:
             self._load(decision.start)
         self._changed.set()
 
-    def _let_in(self) -> None:
-        for waiter in [waiter for waiter in self._line if waiter.host.open]:
+    def _decide(self) -> Decision:
+        wanted = list(dict.fromkeys(waiter.host for waiter in self._line))
+        decision = decide(self.hosts, wanted, self.budget, self._clock.monotonic())
+        for host in self.hosts:
+            host.closing = host in decision.leaving
+        return decision
+
+    def _let_in(self) -> bool:
+        """Answer those whose host is open; tell whether there were any."""
+        ready = [waiter for waiter in self._line if waiter.host.open]
+        for waiter in ready:
             self._line.remove(waiter)
             try:
                 waiter.future.set_result(self._lease(waiter.host) if waiter.holds else None)
             except OnegpuError as error:
                 _answer(waiter, error)
+        return bool(ready)
 
     def _load(self, host: Host) -> None:
         host.state, host.error = HostState.LOADING, None

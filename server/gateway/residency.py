@@ -24,7 +24,8 @@ def decide(hosts: Sequence[Host], wanted: Sequence[Host], budget: Budget, now: f
 
     `wanted`: hosts that somebody waits for, the longest wait first. They are served in that order:
     if a later one could overtake because it is small, a large one might never find its memory.
-    One loads at a time; what leaves for it is what was used longest ago, idle before busy.
+    One comes or goes at a time, since a load that was ended may still be at work. What leaves for
+    another is what was used longest ago, idle before busy.
     """
     leaving = [host for host in hosts if _must_leave(host, wanted, now)]
     head = next((host for host in wanted if host.state is not HostState.READY), None)
@@ -32,14 +33,16 @@ def decide(hosts: Sequence[Host], wanted: Sequence[Host], budget: Budget, now: f
         return Decision(None, tuple(leaving))
     taken = total(host.spec.footprint for host in hosts if host.loaded)
     if budget.holds(taken + head.spec.footprint):
-        busy = any(host.state is HostState.LOADING for host in hosts)
+        busy = any(host.state in (HostState.LOADING, HostState.UNLOADING) for host in hosts)
         return Decision(None if busy else head, tuple(leaving))
     staying = [
         host
         for host in hosts
         if host.state in (HostState.LOADING, HostState.READY) and host not in leaving
     ]
-    leaving += _victims(staying, head.spec.footprint, budget)
+    # Who waits for one of these was there before; they are let in first, and then it may go.
+    earlier = wanted[: wanted.index(head)]
+    leaving += _victims(staying, earlier, head.spec.footprint, budget)
     return Decision(None, tuple(leaving))
 
 
@@ -50,12 +53,14 @@ def _must_leave(host: Host, wanted: Sequence[Host], now: float) -> bool:
     return host.leaving or (expires is not None and now >= expires and host not in wanted)
 
 
-def _victims(staying: Sequence[Host], need: Footprint, budget: Budget) -> list[Host]:
+def _victims(
+    staying: Sequence[Host], earlier: Sequence[Host], need: Footprint, budget: Budget
+) -> list[Host]:
     """Return the fewest that make room, in the order in which they should go."""
-    kept = [host for host in staying if host.state is HostState.READY]
+    kept = [h for h in staying if h.state is HostState.READY and h not in earlier]
     kept.sort(key=lambda host: (host.holders > 0, host.last_used))
-    loading = [host for host in staying if host.state is HostState.LOADING]
+    fixed = [host for host in staying if host not in kept]
     victims: list[Host] = []
-    while kept and not budget.holds(total(h.spec.footprint for h in (*kept, *loading)) + need):
+    while kept and not budget.holds(total(h.spec.footprint for h in (*kept, *fixed)) + need):
         victims.append(kept.pop(0))
     return victims

@@ -138,3 +138,30 @@ def test_places_never_exceed_the_bound_nor_get_lost(steps):
     for ticket in held:
         ticket.release()
     assert line.outstanding == 0
+
+
+def test_a_free_slot_is_not_kept_by_those_who_wait_for_another_model():
+    busy, line, clock = one_lane(slots=1, max_queue=2)
+    other = line.open_lane(1)
+    for _ in range(3):
+        busy.admit()
+    ticket = other.admit()
+    assert (line.outstanding, line.waiting) == (4, 2)
+    with pytest.raises(QueueFull, match="2 of 2"):
+        other.admit()
+    with pytest.raises(QueueFull):
+        busy.admit()
+    clock.advance(4.0)
+    ticket.release()
+    assert other.expected_wait(1) == pytest.approx(4.0)
+    assert busy.expected_wait(1) is None
+
+
+def test_the_time_of_a_load_does_not_slow_the_rate():
+    lane, _, clock = one_lane()
+    ticket = lane.admit()
+    clock.advance(100.0)
+    lane.restart()
+    clock.advance(2.0)
+    ticket.release()
+    assert lane.expected_wait(1) == pytest.approx(2.0)
