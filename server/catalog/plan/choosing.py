@@ -219,20 +219,31 @@ class _Search:
 
 
 def most_slots(planner: Planner, wishes: Wishes, kv_type: str, n_ctx: int) -> int:
-    """Count the slots of `n_ctx` tokens that fit at once; 0 when not even one does."""
+    """Count the slots of `n_ctx` tokens that fit at once, up to 64; 0 when not even one does."""
     fixed = replace(wishes, kv_type=kv_type, n_ctx=n_ctx, kv_cells="auto")
+    one = planner.plan(replace(fixed, slots=1))
+    if not one.fits:
+        return 0
+    slots = _by_kv_alone(one)
+    while slots > 1 and not planner.plan(replace(fixed, slots=slots)).fits:
+        slots -= 1
+    return slots
 
-    def fits(slots: int) -> bool:
-        return planner.plan(replace(fixed, slots=slots)).fits
 
-    low, high = 0, _MOST_SLOTS
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _by_kv_alone(one: Plan) -> int:
+    """Bound the slots by what the KV cache alone takes, given the plan of one slot."""
+    cells = (one.kv_gpu + one.kv_cpu) // one.kv_per_token if one.kv_per_token else 0
+    if not cells:
+        return _MOST_SLOTS
+    bounds = [_MOST_SLOTS]
+    for total, limit, kv in (
+        (one.total_gpu, one.limit_gpu, one.kv_gpu),
+        (one.total_cpu, one.limit_cpu, one.kv_cpu),
+    ):
+        if kv and limit is not None:
+            # The first slot's own cells are given back: rounding may have made them more.
+            bounds.append((limit - total + kv) * cells // (kv * one.n_ctx))
+    return max(min(bounds), 1)
 
 
 def gib(size: int) -> str:
