@@ -37,6 +37,16 @@ def gather(first: GgufHeader, read: Callable[[str], GgufHeader]) -> tuple[GgufHe
     return parts
 
 
+def part_paths(path: Path) -> tuple[Path, ...]:
+    """Return the files of a model by their names alone: `path`, or all parts if it is the first of several."""
+    found = _NAME.fullmatch(path.name)
+    if found is None or int(found["number"]) != 1:
+        return (path,)
+    count = min(int(found["count"]), _MOST_PARTS)
+    names = (f"{found['stem']}-{index + 1:05}-of-{count:05}.gguf" for index in range(count))
+    return tuple(path.parent / name for name in names)
+
+
 def part_names(first: GgufHeader, count: int) -> tuple[str, ...]:
     """Name all parts, given the first. Raises `ModelFileError` when its name does not tell."""
     number = first.metadata.get("split.no", 0)

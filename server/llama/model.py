@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.catalog.gguf_split import part_paths
 from server.catalog.plan import Allocated
 from server.core.errors import ConfigError, ModelFileError
 from server.engine.interface import ModelInfo
@@ -243,7 +244,8 @@ def fingerprint(params: LlamaParams) -> str:
     """`fp_` and 10 hexadecimal digits: a hash of llama.cpp build, KV types, file and adapter (size, both ends)."""
     digest = hashlib.blake2b(digest_size=5)
     digest.update(f"{PINNED_VERSION}/{params.kv_type}/{params.value_type}/".encode())
-    digest.update(_file_sample(params.path))
+    for part in part_paths(params.path):
+        digest.update(_file_sample(part))
     if params.adapter is not None:
         digest.update(f"/{params.adapter_scale!r}/".encode())
         digest.update(_file_sample(params.adapter))

@@ -43,9 +43,9 @@ class PlanSpec:
     context_length: int = 32768
 
 
-def write_plan_model(path: Path, spec: PlanSpec) -> Path:
-    """Write the GGUF of `spec`; its weights are zeros and ones, since only sizes matter."""
-    writer = gguf.GGUFWriter(path, spec.architecture)
+def write_plan_model(path: Path, spec: PlanSpec, *, tensors_per_part: int = 0) -> Path:
+    """Write the GGUF of `spec`, in parts if so wished; its weights are zeros and ones, since only sizes matter."""
+    writer = gguf.GGUFWriter(path, spec.architecture, split_max_tensors=tensors_per_part)
     n_vocab = _add_tokenizer(writer, spec)
     _add_shape(writer, spec)
     for name, shape, kind in tensors(spec, n_vocab):
@@ -54,7 +54,7 @@ def write_plan_model(path: Path, spec: PlanSpec) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if path.exists() else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
 
 
 def _add(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], kind: str) -> None:

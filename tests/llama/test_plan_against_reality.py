@@ -25,7 +25,7 @@ from server.catalog.plan import (
 from server.engine.plan import Rows
 from server.llama.allocated import parse_allocated
 from server.llama.backend import LlamaBackend
-from server.llama.model import LoadedModel, free_model, load_model
+from server.llama.model import LoadedModel, fingerprint, free_model, load_model
 from server.llama.native import library
 from server.llama.params import KV_TYPES, LlamaParams
 from server.ops.machine import cpu_flags
@@ -180,6 +180,26 @@ def test_a_cell_takes_exactly_what_is_planned(tmp_path, kv_type):
     assert state_bytes(301) - state_bytes(1) == 300 * (planned.kv_per_token + 12)
     assert bound.model_size(backend._loaded.model) == sum(w.n_bytes for w in shape.weights)
     backend.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_split_files_load_and_are_planned(tmp_path, kind):
+    path = write_plan_model(tmp_path / "m.gguf", PlanSpec(kind=kind), tensors_per_part=9)
+    params = LlamaParams(path, slots=1, n_ctx=256, warmup=False)
+    parts = check_parts(path)
+    planned = plan(read_shape(parts), wishes_of(params), this_machine())
+    loaded = load(params)
+    told = describe(compare(planned, loaded.allocated))
+    free_model(loaded)
+    before = fingerprint(params)
+    with parts[-1].path.open("r+b") as last:
+        last.seek(-1, 2)
+        last.write(b"\xff")
+    assert fingerprint(params) != before
+    assert len(parts) > 2
+    # Rounded once for the mapped range of each part, and once for the repacked matrices.
+    slack = ROUNDING * (len(parts) + 1)
+    assert planned.weights_cpu == pytest.approx(loaded.allocated.weights_cpu, abs=slack), told
 
 
 def test_layers_with_different_head_counts_are_counted_one_by_one(tmp_path):
