@@ -25,14 +25,13 @@ def machine_memory(settings: Settings) -> Memory:
         if refusal is not None:
             raise ConfigError(refusal)
     flags = repacked_types(cpu_flags())
-    available = available_memory()
     if card is None or meant_for_cpu:
-        left = None if available is None else max(0, available - reserve)
+        left = _ram(settings, reserve)
         return Memory(cpu_available=left, reserve=reserve, repacked=flags)
     return Memory(
         gpu_total=_of_card(card, settings.memory.vram),
         gpu_free=card.free,
-        cpu_available=available,
+        cpu_available=_ram(settings, 0),
         gpu_name=card.name,
         reserve=reserve,
         repacked=flags,
@@ -45,6 +44,15 @@ def supports_offload() -> bool:
     from server.llama.native import library  # noqa: PLC0415
 
     return library().supports_gpu_offload()
+
+
+def _ram(settings: Settings, reserve: int) -> int | None:
+    """What of the system memory may be used; None: not known, not limited."""
+    available, most = available_memory(), settings.memory.ram
+    if available is None:
+        return most
+    left = max(0, available - reserve)
+    return left if most is None else min(left, most)
 
 
 def _of_card(card: Card, vram: int | None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from server.assembly.wanted import Wanted
-from server.catalog.gguf import check
+from server.catalog.gguf import check_parts
 from server.catalog.plan import (
     Choice,
     Memory,
@@ -22,7 +22,7 @@ from server.catalog.plan import (
 )
 from server.core.errors import ConfigError
 from server.gateway.memory import Budget, Footprint
-from server.llama.adapter import adapter_bytes
+from server.llama.adapter import adapter_bytes, adapter_compute_bytes
 from server.settings import EngineSettings, ModelSettings
 from server.settings.values import KvType
 
@@ -147,7 +147,7 @@ def _has_auto(group: Group) -> bool:
 
 
 def _size(group: Group, memory: Memory, left: Memory) -> Sized:
-    shape = read_shape(check(group.model.path))
+    shape = read_shape(check_parts(group.model.path))
     wishes = _wishes(group, shape)
     choice = choose(shape, wishes, left) if _has_auto(group) else Choice(None)
     if choice.best is None:
@@ -201,8 +201,9 @@ def _rope(model: ModelSettings) -> RopeWish:
 
 
 def _footprint(group: Group, plan: Plan, memory: Memory) -> Footprint:
-    adapter = group.model.adapter
-    extra = 0 if adapter is None else adapter_bytes(adapter)
+    adapter, extra = group.model.adapter, 0
+    if adapter is not None:
+        extra = adapter_bytes(adapter) + adapter_compute_bytes(adapter, plan.n_ubatch)
     if not memory.has_gpu:
         return Footprint(cpu=plan.total_cpu + extra)
     return Footprint(gpu=plan.total_gpu - memory.cuda_context + extra, cpu=plan.total_cpu)

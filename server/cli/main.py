@@ -5,30 +5,29 @@ Exit status: 0 done, 1 failed while running, 2 wrong usage or configuration, 130
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
 from server import __version__
+from server.cli import (
+    check_config,
+    plan,
+    ps,
+    pull,
+    rm,
+    run,
+    serve,
+    show,
+    stop,
+    version,
+)
+from server.cli import list as list_models
 from server.cli.parsing import USAGE, Parser
 from server.core.errors import ConfigError, OnegpuError
 
 FAILURE, INTERRUPTED = 1, 130
-COMMANDS = (
-    "serve",
-    "run",
-    "plan",
-    "pull",
-    "list",
-    "show",
-    "rm",
-    "ps",
-    "stop",
-    "check_config",
-    "version",
-)
-"""Modules of `server.cli` with a subcommand each, in the order of the help."""
+COMMANDS = (serve, run, plan, pull, list_models, show, rm, ps, stop, check_config, version)
+"""A module for each subcommand, in the order of the help."""
 
 _DESCRIPTION = """\
 One process that hosts a GGUF model and serves it OpenAI-compatible from a fixed pool of slots."""
@@ -36,6 +35,8 @@ _EPILOG = """\
 examples:
   onegpu serve models/demo.gguf            serve the model that comes along, on 127.0.0.1:8000
   onegpu serve --help                      what can be set, and what it means
+  onegpu plan qwen3:32b --vram 24GiB       what fits a card, before anything is downloaded
+  onegpu run qwen3:4b                      a chat in the terminal
   onegpu check-config onegpu.yaml          find every mistake before starting
 
 Exit status: 0 done, 1 failed while running, 2 wrong usage or configuration."""
@@ -71,8 +72,6 @@ def build_parser() -> Parser:
         "--version", action="version", help="print the version", version=f"onegpu {__version__}"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    for name in COMMANDS:
-        module = f"{__package__}.{name}"
-        if importlib.util.find_spec(module) is not None:
-            importlib.import_module(module).add_parser(commands)
+    for module in COMMANDS:
+        module.add_parser(commands)
     return parser

@@ -32,7 +32,7 @@ ones.
 examples:
   onegpu serve                                     the demo model, 4 slots of 4096 tokens
   onegpu serve qwen3:32b --slots auto --n-ctx auto  pulled if need be; as much as the card holds
-  onegpu serve modelfiles/techdocs.Modelfile       an agent
+  onegpu serve modelfiles/TechDocAssistant.Modelfile  an agent
   onegpu serve Qwen3-32B-Q4_K_M.gguf --n-ctx 8192  4 × 8192 = 32768 cells
   onegpu serve m.gguf --slots 16 --kv-cells 32768  16 slots share the cells of 4 × 8192
   onegpu serve m.gguf --kv-type q8_0               a KV cache of about half the size
@@ -61,6 +61,12 @@ _GROUPS = {
             "engine.kv_cells",
             "size of the whole KV cache in tokens, or auto",
         ),
+        (
+            "--kv-layout",
+            "LAYOUT",
+            "engine.kv_layout",
+            "auto, unified (one pool) or split (one each)",
+        ),
         ("--kv-type", "TYPE", "engine.kv_type", "f16, q8_0 (half), q4_0 (a quarter), auto"),
     ),
     "network": (
@@ -75,6 +81,7 @@ _DEFAULTS = {
     "engine.slots": "4",
     "engine.n_ctx": "4096",
     "engine.kv_cells": "slots × n_ctx",
+    "engine.kv_layout": "auto",
     "engine.kv_type": "f16",
     "server.host": "127.0.0.1",
     "server.port": "8000",

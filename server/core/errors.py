@@ -5,6 +5,7 @@ No HTTP here: `server.api.errors` maps codes to statuses.
 OnegpuError
 ├── ConfigError                 the configuration or the command line is wrong
 ├── ModelFileError              the GGUF cannot be used
+├── HubError (server.catalog)   the model hub cannot be reached, refuses, or lacks what was asked for
 ├── RequestError                the caller can mend it
 │   ├── InvalidRequest          a field is wrong (`param` names it)
 │   ├── ContextLengthExceeded   prompt + output do not fit `n_ctx`

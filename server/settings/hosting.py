@@ -45,6 +45,9 @@ class MemorySettings(Section):
     vram: Annotated[Size | None, Kind("size")] = Field(
         None, description="GPU memory for all models together; null: all of the card's"
     )
+    ram: Annotated[Size | None, Kind("size")] = Field(
+        None, description="system memory for all models together; null: what is available"
+    )
     reserve: Size = Field(
         512 * 2**20, description="memory that is left free, on the card or, without one, in RAM"
     )

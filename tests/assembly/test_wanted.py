@@ -1,0 +1,146 @@
+"""What is to be served: names, files, and whose word counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.assembly.agents import agent_of
+from server.assembly.sizing import budget_of, grouped, sized
+from server.assembly.wanted import Wanted, wanted
+from server.catalog.plan import Memory
+from server.core.errors import ConfigError
+from server.settings import Settings, load
+
+DEMO = Path(__file__).parents[2] / "models" / "demo.gguf"
+PLENTY = Memory(cpu_available=2**40)
+CARD = Memory(gpu_total=24 * 2**30, cpu_available=2**36)
+
+
+def settings_of(tmp_path: Path, text: str) -> Settings:
+    config = tmp_path / "c.yaml"
+    config.write_text(text, encoding="utf-8")
+    return load(config, environ={}).settings
+
+
+def read(tmp_path: Path, text: str, fetched: list[str] | None = None) -> list[Wanted]:
+    def fetch(name: str) -> Path:
+        if fetched is not None:
+            fetched.append(name)
+        return Path(name) if Path(name).exists() else DEMO
+
+    return wanted(settings_of(tmp_path, text), fetch)
+
+
+def modelfile(tmp_path: Path, name: str, text: str) -> Path:
+    path = tmp_path / f"{name}.Modelfile"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_names_come_from_files_catalogue_and_entries(tmp_path) -> None:
+    fetched: list[str] = []
+    names = read(tmp_path, "models: {small: {from: 'qwen3:0.6b', preload: true}}", fetched)
+    assert [(one.name, one.preload) for one in names] == [("demo", True), ("small", True)]
+    assert fetched == ["models/demo.gguf", "qwen3:0.6b"]
+    (only,) = read(tmp_path, "model: {path: 'qwen3:4b'}")
+    assert only.name == "qwen3:4b"
+    (only,) = read(tmp_path, "model: {name: best}")
+    assert only.name == "best"
+
+
+def test_a_modelfile_speaks_for_its_agent_and_the_settings_for_the_server(tmp_path) -> None:
+    path = modelfile(
+        tmp_path,
+        "docs",
+        f"FROM {DEMO}\nPARAMETER num_ctx 1024\nPARAMETER num_predict 99\nPARAMETER num_gpu 5\n"
+        "PARAMETER temperature 0.2\nPARAMETER stop END\nPARAMETER overflow drop_oldest\n"
+        "PARAMETER keep_alive 10m\nSYSTEM be brief\n",
+    )
+    (one,) = read(tmp_path, f"model: {{path: {path}}}")
+    assert (one.name, one.n_ctx, one.model.n_gpu_layers, one.keep_alive) == ("docs", 1024, 5, 600)
+    agent = agent_of(one, 1024)
+    assert (agent.n_ctx, agent.default_max_tokens, agent.max_tokens) == (1024, 99, 99)
+    assert (agent.system, agent.overflow, agent.stop) == ("be brief", "drop_oldest", ("END",))
+    assert agent.sampling["temperature"] == 0.2
+    # Whoever starts the server and says so, decides over the file.
+    (one,) = read(tmp_path, f"model: {{path: {path}, n_gpu_layers: 9}}\nengine: {{n_ctx: 512}}")
+    assert (one.n_ctx, one.model.n_gpu_layers) == (512, 9)
+    # An entry's own words win over its Modelfile's, those over the common ones.
+    text = f"engine: {{n_ctx: 512}}\nmodels: {{x: {{from: {path}, n_gpu_layers: 7}}}}"
+    _, one = read(tmp_path, text)
+    assert (one.name, one.n_ctx, one.model.n_gpu_layers) == ("x", 1024, 7)
+
+
+def test_a_folder_of_modelfiles_is_served_by_name(tmp_path) -> None:
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    modelfile(folder, "base", f"FROM {DEMO}\nSYSTEM one\n")
+    modelfile(folder, "child", "FROM base\nPARAMETER num_ctx 256\n")
+    names = read(tmp_path, f"modelfiles: {folder}")
+    assert [one.name for one in names] == ["demo", "base", "child"]
+    child = names[2]
+    assert child.modelfile is not None
+    assert (child.modelfile.system, child.n_ctx) == ("one", 256)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("models: {demo: {from: a.gguf}}", "served under this name already"),
+        ("models: {x: {from: a.gguf, kv_cells: 100, n_ctx: 200}}", "models.x: must be at least"),
+        ("modelfiles: nowhere", "nowhere"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path, monkeypatch, text, told) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=told):
+        read(tmp_path, text)
+
+
+def test_same_weights_and_sizes_are_one_context_with_the_longest_n_ctx(tmp_path) -> None:
+    path = modelfile(tmp_path, "docs", f"FROM {DEMO}\nPARAMETER num_ctx 2048\n")
+    names = read(
+        tmp_path,
+        f"model: {{path: {DEMO}}}\nengine: {{n_ctx: 512}}\n"
+        f"models: {{docs: {{from: {path}}}, wide: {{from: {DEMO}, slots: 8}}}}",
+    )
+    both, wide = sized(grouped(names, PLENTY), PLENTY)
+    assert [member.name for member in both.group.members] == ["demo", "docs"]
+    assert (both.sizes.slots, both.sizes.n_ctx, both.sizes.kv_cells) == (4, 2048, 8192)
+    assert [agent_of(member, 2048).n_ctx for member in both.group.members] == [512, 2048]
+    assert (wide.sizes.slots, wide.sizes.n_ctx) == (8, 512)
+    alone = sized(grouped(names[:1], PLENTY), PLENTY)[0]
+    kv = both.plan.kv_cpu - alone.plan.kv_cpu
+    assert both.plan.weights_cpu == alone.plan.weights_cpu
+    assert kv == (8192 - 2048) * both.plan.kv_per_token
+
+
+def test_layers_on_a_gpu_part_contexts_only_where_there_is_one(tmp_path) -> None:
+    path = modelfile(tmp_path, "docs", f"FROM {DEMO}\nPARAMETER num_gpu 2\n")
+    names = read(tmp_path, f"model: {{path: {DEMO}}}\nmodels: {{docs: {{from: {path}}}}}")
+    assert len(grouped(names, PLENTY)) == 1
+    assert len(grouped(names, CARD)) == 2
+
+
+def test_auto_sizes_are_chosen_and_what_cannot_fit_is_refused_with_what_would(tmp_path) -> None:
+    names = read(tmp_path, f"model: {{path: {DEMO}}}\nengine: {{slots: auto, n_ctx: auto}}")
+    (one,) = sized(grouped(names, CARD), CARD)
+    assert one.reason
+    assert one.sizes.n_gpu_layers == "all"
+    assert one.sizes.kv_cells == one.sizes.slots * one.sizes.n_ctx
+    budget = budget_of(CARD)
+    assert budget.holds(one.footprint)
+    assert budget.gpu == 24 * 2**30 - CARD.reserve - CARD.cuda_context
+    small = Memory(cpu_available=400 * 2**20)
+    names = read(tmp_path, f"model: {{path: {DEMO}}}\nengine: {{slots: 64, n_ctx: 8192}}")
+    with pytest.raises(ConfigError, match="demo does not fit") as caught:
+        sized(grouped(names, small), small)
+    assert "What fits:\n  onegpu serve" in caught.value.message
+
+
+def test_a_context_beyond_training_is_refused_but_a_default_gives_way(tmp_path) -> None:
+    names = read(tmp_path, f"model: {{path: {DEMO}}}\nengine: {{n_ctx: 1000000, slots: 1}}")
+    with pytest.raises(ConfigError, match="trained for"):
+        sized(grouped(names, PLENTY), PLENTY)
