@@ -230,8 +230,9 @@ class HostManager:
         except OnegpuError as found:
             error = found
             await engine.stop()
-        if self._closed or host.state is not HostState.LOADING:
-            return  # stopped, or told to unload, while it loaded
+        overtaken = host.engine is not engine or host.state is not HostState.LOADING
+        if self._closed or overtaken:
+            return  # stopped, or told to unload, while it loaded; the next load may have begun
         if error is not None:
             self._failed(host, error)
         else:

@@ -193,3 +193,32 @@ def test_slots_are_all_free_again_after_a_burst():
         with server.client() as http:
             until(lambda: running_slots(http) == 0)
     assert all(stream.lines[-1] == "data: [DONE]" for stream in streams)
+
+
+def test_a_modelfile_is_served_and_what_its_planner_chose_is_told(tmp_path: Path):
+    agent = tmp_path / "brief.Modelfile"
+    agent.write_text(f"FROM {DEMO}\nPARAMETER num_ctx 600\nSYSTEM Be brief.\n")
+    with LiveServer("--slots", "auto", model=agent) as server, server.client() as http:
+        (card,) = http.get("/v1/models").json()["data"]
+        body = {"model": "brief", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        assert http.post("/v1/chat/completions", json=body).status_code == 200
+    assert (card["id"], card["context_window"]) == ("brief", 600)
+    told = "".join(server.stdout)
+    assert "Planned for brief" in told
+    assert "--slots" in told
+    assert "planned/allocated MiB" in "".join(server.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--n-ctx", "1000000", "--slots", "1"], "trained for"),
+        (["--slots", "256", "--n-ctx", "32768"], "does not fit"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_is_loaded(arguments, told):
+    done = onegpu("serve", str(DEMO), "--port", "0", *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Listening" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ import pytest
 from server.engine.interface import EngineState
 from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.health import Health, HealthLimits
+from server.gateway.host import HostState
 from server.gateway.hosts import HostManager
 from server.gateway.memory import Budget
 from tests.fakes import FakeClock, FakeEngine
@@ -59,3 +60,16 @@ def test_draining_is_alive_but_not_ready(parts):
     line.drain()
     assert health.live().ok
     assert health.ready().status == "draining"
+
+
+def test_a_model_that_went_idle_is_no_reason_not_to_be_ready(parts):
+    health, engine, _, _ = parts
+    host = health._default
+    host.engine, host.state = None, HostState.UNLOADED
+    assert health.ready().ok
+    host.state = HostState.FAILED
+    assert health.ready().ok
+    host.loads = 0
+    assert health.ready().status == "loading"
+    engine.state, host.engine, host.state = EngineState.DEAD, engine, HostState.READY
+    assert not health.live().ok

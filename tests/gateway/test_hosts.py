@@ -255,6 +255,22 @@ async def test_unloading_while_loading_ends_the_load_and_answers():
     assert house.states() == {"a": "unloaded"}
 
 
+async def test_the_end_of_a_load_that_was_given_up_is_not_taken_for_the_next_ones():
+    house = House({"a": 3}, budget=8)
+    house.manager.begin_load(house.hosts["a"])
+    await settle()
+    house.manager.begin_unload(house.hosts["a"])
+    task = ask(house, "a")
+    await settle()
+    house.let_end("a")
+    await settle()
+    assert len(house.engines["a"]) == 2
+    assert house.states() == {"a": "loading"}
+    assert not task.done()
+    house.engine("a").come_up()
+    (await task).release()
+
+
 async def test_loading_on_request_holds_on_to_nothing():
     house = House({"a": 3}, budget=8)
     house.manager.begin_load(house.hosts["a"])

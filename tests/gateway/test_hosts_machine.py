@@ -71,7 +71,9 @@ class Hosting(RuleBasedStateMachine):
     @rule(pick=picks, seconds=st.sampled_from([0.0, 1.0, 20.0]))
     def finish(self, pick, seconds):
         lease = self.held.pop(pick % len(self.held))
-        assert not getattr(lease.engine, "stopping", True), "an answer was cut by unloading its model"
+        assert not getattr(lease.engine, "stopping", True), (
+            "an answer was cut by unloading its model"
+        )
         self.house.clock.advance(seconds)
         self._do(lease.release)
 

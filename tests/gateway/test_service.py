@@ -15,8 +15,10 @@ from server.core.errors import (
     ModelNotFound,
     QueueFull,
     QueueTimeout,
+    TotalTimeout,
 )
 from server.core.events import Delta, Finished, Started
+from server.gateway.agent import Agent
 from server.gateway.spec import ChatPrompt, GenerationSpec, TextPrompt, TokenPrompt
 from tests.fakes import FakeEngine, Script
 from tests.serving import MODEL, Stack
@@ -280,3 +282,26 @@ async def test_observations_are_told(stack):
         "onegpu_aborted_total 0.0",
     ):
         assert line in text
+
+
+async def test_an_agents_time_for_a_whole_answer_is_bounded():
+    quick = Agent(("quick",), n_ctx=100, total_timeout=0.05)
+    stack = Stack(engine=FakeEngine(manual=True), agents=(quick,))
+    generation = await stack.service.open(GenerationSpec("id", "quick", (TextPrompt("x"),)))
+    stack.engine.begin(stack.engine.streams[0])
+    stack.engine.say(stack.engine.streams[0], "so far")
+    seen: list[Any] = []
+    with pytest.raises(TotalTimeout, match=r"0\.05 s"):
+        await _collect(generation.events(), seen)
+    assert any(isinstance(event, Delta) for _, event in seen)
+    generation.close()
+    assert stack.engine.aborted == ["id-0"]
+
+
+async def test_an_answer_that_is_complete_is_never_too_late():
+    stack = Stack(engine=FakeEngine(), agents=(Agent(("quick",), n_ctx=100, total_timeout=0.0),))
+    generation = await stack.service.open(GenerationSpec("id", "quick", (TextPrompt("x"),)))
+    seen: list[Any] = []
+    await _collect(generation.events(), seen)
+    assert isinstance(seen[-1][1], Finished)
+    generation.close()

@@ -1,0 +1,54 @@
+"""What models are planned for: the card that can be used, and system memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.assembly import machine
+from server.core.errors import ConfigError
+from server.ops.gpu import Card
+from server.settings import Settings
+
+GIB = 2**30
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Stand in for the machine: a card of 24 GiB, 8 GiB of system memory."""
+
+    def make(*, card: bool, offload: bool = True) -> None:
+        cards = [Card(0, "RTX", 24 * GIB, 23 * GIB, (8, 6), "1")] if card else []
+        monkeypatch.setattr(machine, "read_cards", lambda: cards)
+        monkeypatch.setattr(machine, "supports_offload", lambda: offload)
+        monkeypatch.setattr(machine, "available_memory", lambda: 8 * GIB)
+
+    return make
+
+
+def settings(**sections) -> Settings:
+    return Settings.model_validate(sections)
+
+
+def test_without_a_card_the_reserve_is_of_system_memory(here) -> None:
+    here(card=False)
+    memory = machine.machine_memory(settings(memory={"reserve": GIB}))
+    assert not memory.has_gpu
+    assert memory.cpu_available == 7 * GIB
+    assert machine.machine_memory(settings(memory={"ram": GIB})).cpu_available == GIB
+
+
+def test_with_a_card_the_reserve_is_the_cards(here) -> None:
+    here(card=True)
+    memory = machine.machine_memory(settings(memory={"reserve": GIB}))
+    assert (memory.gpu_total, memory.gpu_free, memory.gpu_limit) == (24 * GIB, 23 * GIB, 22 * GIB)
+    assert memory.cpu_available == 8 * GIB
+    less = machine.machine_memory(settings(memory={"vram": "10GiB", "reserve": 0}))
+    assert less.gpu_limit == 10 * GIB
+
+
+def test_a_build_without_gpu_support_is_refused_unless_it_is_meant(here) -> None:
+    here(card=True, offload=False)
+    with pytest.raises(ConfigError, match="--allow-cpu"):
+        machine.machine_memory(settings())
+    memory = machine.machine_memory(settings(model={"n_gpu_layers": 0}))
+    assert not memory.has_gpu
