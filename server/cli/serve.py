@@ -87,6 +87,7 @@ _DEFAULTS = {
     "server.port": "8000",
 }
 _MODEL = "model.path"
+_HUB = ("hf:", "hf.co/", "huggingface.co/", "https:")
 
 
 def add_parser(commands: Commands) -> None:
@@ -149,6 +150,8 @@ def _is_path(model: Path) -> bool:
     """Tell a path from a catalogue name or hub reference, by its form or because it is there."""
     from server.catalog.modelfile import served_name
 
+    if str(model).startswith(_HUB):
+        return False
     return model.exists() or model.suffix.lower() == ".gguf" or served_name(model) is not None
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from server import __version__
 from server.cli.main import main
-from server.core.errors import ModelFileError
+from server.core.errors import ConfigError, ModelFileError
 from server.settings import Settings
 from server.settings.fields import leaves
 from server.settings.report import written
@@ -67,6 +67,38 @@ def test_serve_reads_the_config_and_flags_win(served, model) -> None:
 
     assert served[0].model.path == model
     assert served[0].server.port == 6
+
+
+def test_names_of_the_catalogue_and_the_hub_are_left_to_the_fetcher(served, model) -> None:
+    for name in ("qwen3:4b", "hf:owner/repo:Q4_K_M", "hf:owner/repo/file.gguf"):
+        assert exit_status("serve", name) == 0
+    assert [str(settings.model.path) for settings in served] == [
+        "qwen3:4b",
+        "hf:owner/repo:Q4_K_M",
+        "hf:owner/repo/file.gguf",
+    ]
+
+
+def test_what_is_fetched_is_found_or_said_to_be_missing(served, model, monkeypatch) -> None:
+    from server.cli import pull
+
+    fetchers = []
+    pulled = lambda text, _settings: Path(f"models/{text}.gguf")  # noqa: E731 - a stand-in
+    monkeypatch.setattr(pull, "ensure", pulled)
+    monkeypatch.setattr(
+        sys.modules["server.assembly"], "serve", lambda _settings, fetch: fetchers.append(fetch)
+    )
+    main(["serve", str(model)])
+    (fetch,) = fetchers
+    assert fetch("m.gguf") == Path("m.gguf")
+    assert fetch("qwen3:4b") == Path("models/qwen3:4b.gguf")
+    with pytest.raises(ConfigError, match="does not exist"):
+        fetch("other.gguf")
+
+
+def test_allow_cpu_means_no_layers_on_a_gpu(served, model) -> None:
+    assert exit_status("serve", str(model), "--allow-cpu") == 0
+    assert served[0].model.n_gpu_layers == 0
 
 
 def test_serve_returns_what_the_assembly_returns(served, model, monkeypatch) -> None:
