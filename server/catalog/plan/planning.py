@@ -31,6 +31,8 @@ _BYTES_PER_TOKEN_TEXT = 320
 _COMPUTE_MARGIN = 20
 """CUDA's fused operations keep a few tensors longer: one part in so many is added to its buffer."""
 _MOST_SLOTS = 256
+_MANY_ROWS = 8
+"""From so many rows for each slot on, a full ubatch is the larger graph beyond doubt."""
 
 DEFAULT_SLOTS, DEFAULT_N_CTX = 4, 8192
 
@@ -270,7 +272,12 @@ class Planner:
     def _compute_of(self, where: Placement, run: Run) -> ComputeBytes:
         key = (where, run)
         if key not in self._compute:
-            self._compute[key] = compute_bytes(self.shape, where, run)
+            found = compute_bytes(self.shape, where, run)
+            if run.tokens < _MANY_ROWS * run.outputs:
+                # One row of every slot is reserved for too; its tensors may lie worse in the buffer.
+                single = compute_bytes(self.shape, where, replace(run, tokens=run.outputs))
+                found = ComputeBytes(max(found.gpu, single.gpu), max(found.cpu, single.cpu))
+            self._compute[key] = found
         return self._compute[key]
 
     def _pool(self, run: Run) -> int:
@@ -286,10 +293,7 @@ class Planner:
 def _largest_run(
     wishes: Wishes, slots: int, cells: tuple[int, int], *, unified: bool, flash: bool
 ) -> Run:
-    """Describe the graph for which llama.cpp reserves: a full ubatch over all cells, all slots giving output.
-
-    It also reserves for one row of every slot, which is more where a ubatch has fewer rows than that.
-    """
+    """Describe the graph for which llama.cpp reserves: a full ubatch over all cells, all slots giving output."""
     # llama.cpp cuts the batch to the cells asked for, before it rounds them up.
     asked = int(wishes.kv_cells) if unified else cells[0]
     rows = min(wishes.n_ubatch, wishes.n_batch, asked)

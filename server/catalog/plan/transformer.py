@@ -14,6 +14,7 @@ from server.catalog.plan.graph import Graph, Tensor, strides
 from server.catalog.plan.shape import Layer, Weight
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma-embedding")
+_SCALED_QUERY = (*_GEMMA, "phi2", "phi3")
 _CAPPED = ("gemma2",)
 
 
@@ -33,6 +34,7 @@ class Builder(FeedForward):
             embedded = g.like("scale", embedded)
         self.positions = g.input("i32", run.tokens)
         self.masks = {swa: self._attention_inputs() for swa in {shape.layers[i].swa for i in kept}}
+        self.two_caches = any(layer.swa for layer in shape.layers)
         self.out_ids = g.input("i32", run.outputs)
         hidden = embedded
         for number in kept:
@@ -87,7 +89,9 @@ class Builder(FeedForward):
                 break
         out = self._experts(layer, fed) if layer.rows("ffn_gate_inp") else self._dense(layer, fed)
         out = self._norm(layer, out, "post_ffw_norm", required=False)
-        return g.like("add", out, middle)
+        # Which of two places is taken over depends on their order.
+        terms = (middle, out) if self.shape.architecture == "phi3" else (out, middle)
+        return g.like("add", *terms)
 
     def _attention(self, number: int, layer: Layer, normed: Tensor) -> Tensor:
         g, run = self.graph, self.run
@@ -95,13 +99,14 @@ class Builder(FeedForward):
         query, key, value = self._qkv(layer, normed)
         query = self._positioned(layer, query, "attn_q_norm")
         key = self._positioned(layer, key, "attn_k_norm")
-        if self.shape.architecture in _GEMMA:
+        if self.shape.architecture in _SCALED_QUERY:
             query = g.like("scale", query)
         if inputs.k_rotation is not None:
             query, key = (self._rotated(t, inputs.k_rotation) for t in (query, key))
         if inputs.v_rotation is not None:
             value = self._rotated(value, inputs.v_rotation)
-        for tensor in (query, value, key):
+        # With two caches, for windows and for everything, llama.cpp asks for the keys first.
+        for tensor in (query, key, value) if self.two_caches else (query, value, key):
             g.expand(tensor)
         k_cache, v_cache = (g.cache(self.cache_home(number)) for _ in range(2))
         if layer.has_kv:
