@@ -66,7 +66,11 @@ class HostManager:
             await self._wait(host, None, holds=False)
 
     def begin_load(self, host: Host) -> None:
-        """Load `host` as soon as there is room; its state tells the outcome."""
+        """Load `host` as soon as there is room; its state tells the outcome.
+
+        Raises `ModelFailed` where there never will be, `Draining` once the server ends.
+        """
+        self._refuse(host)
         self._spawn(self._quiet_load(host))
 
     def begin_unload(self, host: Host) -> None:
@@ -92,8 +96,8 @@ class HostManager:
         return min(times, default=None)
 
     async def watch(self) -> None:
-        """Call `expire` whenever its time has come, until cancelled."""
-        while True:
+        """Call `expire` whenever its time has come, until cancelled or stopped."""
+        while not self._closed:
             self._changed.clear()
             until = self.next_expiry()
             left = None if until is None else max(0.0, until - self._clock.monotonic())

@@ -192,6 +192,8 @@ async def test_what_can_never_fit_is_refused_at_once():
     house = House({"a": 9}, budget=8)
     with pytest.raises(ModelFailed, match="more memory"):
         await house.manager.acquire(house.hosts["a"], LONG)
+    with pytest.raises(ModelFailed, match="more memory"):
+        house.manager.begin_load(house.hosts["a"])
 
 
 async def test_idle_models_are_unloaded_after_their_time():
