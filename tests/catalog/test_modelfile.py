@@ -182,6 +182,8 @@ def test_parameters_without_effect_say_what_is_used_instead(name):
         ("PARAMETER num_predict -1", "engine.default_max_tokens"),
         ("PARAMETER num_predict -2", "engine.default_max_tokens"),
         ('PARAMETER stop "\\n"', "knows no escapes"),
+        ("PARAMETER stop '<|im_end|>'", "quotation marks included"),
+        ('PARAMETER stop ["a", "b"]', "one PARAMETER stop for each text"),
         ("PARAMETER seed 1\nPARAMETER seed 2", "replaces the one at Modelfile:2:1"),
         ("SYSTEM a\nSYSTEM b", "replaces the one at Modelfile:2:1"),
         ("REQUIRES 0.14.0", "a version of Ollama"),
@@ -347,7 +349,9 @@ def test_names_come_from_the_file(path, name):
 
 def test_a_folder_is_searched(tmp_path):
     (tmp_path / "docs").mkdir()
-    for name in ("a.Modelfile", "docs/Modelfile", "notes.md", "docs/tools.json"):
+    (tmp_path / ".checkpoints").mkdir()
+    hidden = ("._a.Modelfile", ".checkpoints/a.Modelfile")
+    for name in ("a.Modelfile", "docs/Modelfile", "notes.md", "docs/tools.json", *hidden):
         (tmp_path / name).write_text("FROM m", encoding="utf-8")
 
     assert find_modelfiles(tmp_path) == {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.catalog.modelfile import parse_modelfile, read_modelfile
+from server.catalog.modelfile.reading import MOST_BYTES
 from server.core.errors import ConfigError
 
 
@@ -28,6 +29,7 @@ from server.core.errors import ConfigError
         ("FROM a\nFROM b", "2:1", "a second FROM; the first is at Modelfile:1:1"),
         ("FROM m\nADAPTER a.gguf\nADAPTER b.gguf", "3:1", "a second ADAPTER"),
         ("FROM ./m.safetensors", "1:6", "not a GGUF. Convert it"),
+        ("FROM './m.gguf'", "1:6", "Write FROM ./m.gguf"),
         ("FROM m\nSYSTEM:x", "2:7", "must be followed by a blank, not by ':'"),
         ('FROM m\nSYSTEM """open\nPARAMETER x', "2:8", "opened here and never closed"),
         ('FROM m\nSYSTEM """a""" b', "2:8", 'the """ at Modelfile:2:12 does not end its line'),
@@ -142,6 +144,7 @@ def test_a_path_from_the_wrong_folder_is_put_right(tmp_path, monkeypatch):
     ("data", "says"),
     [
         (b"GGUF\x03\0\0\0", "is a GGUF, not a Modelfile"),
+        (b"#" * (MOST_BYTES + 1), "is larger than 1048576 bytes"),
         (b"FROM m\nSYSTEM \xff", ":2:1: this line is not utf-8. Save it as UTF-8."),
     ],
 )
@@ -159,3 +162,10 @@ def test_files_that_are_no_text(tmp_path, data, says):
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_modelfile(tmp_path / "Modelfile")
+
+
+def test_a_text_of_many_lines_is_read_to_its_end():
+    """Reading takes time in proportion to the text: each line is looked at once."""
+    text = "x\n" * (MOST_BYTES // 2)
+
+    assert parse_modelfile(f'FROM m\nSYSTEM """{text}"""', origin="Modelfile").system == text

@@ -182,6 +182,12 @@ class Parameters:
                 f"a Modelfile knows no escapes: this stops at the characters {line.value!r}. "
                 'For a line break put the text between """ and """ over two lines.',
             )
+        if re.fullmatch(r"'.+'|\[.*\"\s*\]", line.value) and not line.quoted:
+            self._warn(
+                line,
+                f"this stops at the characters {line.value}, brackets and quotation marks included. Write "
+                'one PARAMETER stop for each text, in no quotation marks or in ".',
+            )
         if line.value in self.stop:
             self._warn(line, "this stop text was given already.")
             return

@@ -17,6 +17,8 @@ from server.catalog.modelfile.template import jinja_template
 from server.catalog.modelfile.tools import read_tools, unique
 from server.core.errors import ConfigError
 
+MOST_BYTES = 2**20
+"""Of a Modelfile; licences and templates are a hundredth of that."""
 _ROLES = ("system", "user", "assistant")
 _UNUSED = {
     "RENDERER": "names a part of Ollama's program; the chat template of the GGUF, or TEMPLATE, is used",
@@ -33,11 +35,14 @@ _FILE_NAME = re.compile(
 def read_modelfile(path: Path) -> Modelfile:
     """Read a file. Raises `ConfigError` with file, line and column."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"The Modelfile {path} cannot be read: {error.strerror}.") from error
     if data.startswith(b"GGUF"):
         raise ConfigError(f"{path} is a GGUF, not a Modelfile: serve it as it is.")
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{path} is larger than {MOST_BYTES} bytes: that is no Modelfile.")
     text = decode(data, str(path))
     parsed = parse_modelfile(text, origin=str(path), folder=path.parent)
     return replace(parsed, name=served_name(path))
@@ -69,13 +74,15 @@ def served_name(path: Path) -> str | None:
 def find_modelfiles(folder: Path) -> dict[str, Path]:
     """Return name → path of all Modelfiles in `folder` and one level below, by name.
 
+    What is hidden is left out: editors, file managers and checkouts keep copies there.
     Raises `ConfigError` when there is no such folder, or two of one name.
     """
     if not folder.is_dir():
         raise ConfigError(f"There is no folder {folder} to look for Modelfiles in.")
     found: dict[str, Path] = {}
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
-        name = served_name(path) if path.is_file() else None
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        name = served_name(path) if path.is_file() and not hidden else None
         if name is None:
             continue
         if name in found:
@@ -221,6 +228,9 @@ class _Reading:
             raise self.source.fail(line.value_offset, "FROM needs the name or path of a model.")
         if re.search(r"\s#", line.value):
             raise self.source.fail(line.value_offset, "a comment must be on a line of its own.")
+        if re.fullmatch(r"'.*'", line.value):
+            message = f'only " is a quotation mark here. Write FROM {line.value[1:-1]}'
+            raise self.source.fail(line.value_offset, message)
         base = self._located(line)
         if base.lower().endswith((".safetensors", ".pth", ".pt")):
             message = f"{line.value} is not a GGUF. Convert it, or look for a GGUF of this model."

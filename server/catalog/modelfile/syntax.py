@@ -157,14 +157,12 @@ def _value(source: Source, start: int) -> tuple[str, str, int]:
     end = source.line_end(start)
     if not mark:
         return text[start:end].rstrip(), mark, end
-    while True:
-        stripped = text[start:end].rstrip()
-        if len(stripped) >= 2 * len(mark) and stripped.endswith(mark):
-            break
+    line = start + len(mark)
+    while not (last := text[line:end].rstrip()).endswith(mark):
         if end == len(text):
             raise _unclosed(source, start, mark)
-        end = source.line_end(end + 1)
-    value = stripped[len(mark) : -len(mark)]
+        line, end = end + 1, source.line_end(end + 1)
+    value = text[start + len(mark) : line + len(last) - len(mark)]
     if mark == '"' and (swallowed := _SWALLOWED.search(value)):
         place = source.place(start + 1 + swallowed.start())
         message = (
