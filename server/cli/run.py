@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
 
     terminal = Terminal()
     question = _question(options.text)
-    with prompt_signals(), _connected(options, terminal) as (client, model):
-        chat = Repl(client, Conversation(model, options.system), terminal)
+    with prompt_signals(), _connected(options, terminal) as (client, model, ended):
+        chat = Repl(client, Conversation(model, options.system), terminal, ended=ended)
         if question is not None:
             return chat.ask(question)
         terminal.note(f"{model} at {client.url}. /help lists the commands, /bye leaves.")
@@ -94,8 +94,10 @@ def _question(words: list[str]) -> str | None:
 
 
 @contextlib.contextmanager
-def _connected(options: argparse.Namespace, terminal: Terminal) -> Iterator[tuple[Client, str]]:
-    """Find a server or start one; give its client and the model's name there."""
+def _connected(
+    options: argparse.Namespace, terminal: Terminal
+) -> Iterator[tuple[Client, str, Callable[[], str | None]]]:
+    """Find a server or start one; give its client, the model's name there, and why it ended."""
     from server.cli.chat.client import DEFAULT_URL, Client
     from server.cli.chat.owned import OwnServer
 
@@ -105,7 +107,7 @@ def _connected(options: argparse.Namespace, terminal: Terminal) -> Iterator[tupl
         terminal.status(f"asking {client.url}")
         _await_loaded(client, name, terminal)
         terminal.clear_status()
-        yield client, name
+        yield client, name, lambda: None
         return
     arguments = [] if options.model is None else [options.model]
     arguments += [] if options.config else ["--slots", "1"]
@@ -124,7 +126,7 @@ def _connected(options: argparse.Namespace, terminal: Terminal) -> Iterator[tupl
         name = options.model if options.model in names else names[0]
         _await_loaded(own, name, terminal)
         terminal.clear_status()
-        yield own, name
+        yield own, name, server.ended
 
 
 def _name_there(client: Client, options: argparse.Namespace, *, required: bool) -> str | None:

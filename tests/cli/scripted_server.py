@@ -37,6 +37,8 @@ class ScriptedServer:
         self.routes: dict[str, Answer | list[Answer] | Callable[[], Answer]] = {
             "GET /v1/models": lambda: (200, {"object": "list", "data": self.cards})
         }
+        self.retry_after: str | None = None
+        """Sent with every failure."""
         self.asked: list[tuple[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.gone = threading.Event()
@@ -88,6 +90,8 @@ class ScriptedServer:
         route = self.routes.get(path, (404, {"error": {"message": f"no {path}"}}))
         status, content = route() if callable(route) else self._next(route)
         handler.send_response(status)
+        if status >= 400 and self.retry_after is not None:
+            handler.send_header("Retry-After", self.retry_after)
         if isinstance(content, dict | list | str) and not _is_stream(content):
             data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
             handler.send_header("Content-Length", str(len(data)))

@@ -232,6 +232,40 @@ def test_a_failed_question_is_not_kept(server, chat):
     assert [each["content"] for each in server.bodies[1]["messages"]] == ["short"]
 
 
+def test_a_model_that_is_being_loaded_is_asked_again(server):
+    loading = {"error": {"message": "The model 'm' is loading, 50% done.", "code": "model_loading"}}
+    told = b"data: " + json.dumps(loading).encode() + b"\n\n"
+    server.chats((503, loading), [b": queued 1/1\n\n", told], says("ok"))
+    server.retry_after = "7"
+    screen, pauses = Screen(), []
+
+    status = Repl(
+        Client(server.url), Conversation("m"), Terminal(screen, screen), sleep=pauses.append
+    ).ask("Hi")
+
+    assert status == 0
+    assert "loading, 50% done" in screen.getvalue()
+    assert screen.getvalue().endswith("ok\n")
+    assert [body["messages"] for body in server.bodies] == [[{"role": "user", "content": "Hi"}]] * 3
+    assert pauses == [5.0, 1.0], "as the server asks, but not for long without looking"
+
+
+def test_a_server_that_goes_away_is_told_by_whoever_knows(server, typed):
+    server.chats([chunk("Half an")], (500, {"error": {"message": "no"}}), says("ok"))
+    screen, reasons = Screen(), ["it was killed", "never asked"]
+    typed[:] = ["1", "2"]
+
+    Repl(
+        Client(server.url),
+        Conversation("m"),
+        Terminal(screen, screen),
+        ended=lambda: reasons.pop(0),
+    ).run()
+
+    assert "Half an\nit was killed\n" in screen.getvalue()
+    assert reasons == ["never asked"], "a server that answers is there"
+
+
 def test_what_came_before_a_failure_is_kept(server, chat):
     broken = [chunk("Half an"), b'data: {"error": {"message": "the engine is dead"}}\n\n']
     server.chats(broken, says("ok"))

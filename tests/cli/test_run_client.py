@@ -167,7 +167,13 @@ def test_leaving_a_stream_ends_the_generation():
         assert server.gone.wait(30)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port", "http://x:99999"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://x", "http://", "http://x:port", "http://x:99999"),
+        *("http://a..b", "http://[::1", "http://gpu box"),
+    ],
+)
 def test_wrong_urls(url):
     with pytest.raises(ConfigError, match=r"is not a URL"):
         Client(url)
@@ -184,3 +190,9 @@ def test_a_path_before_v1_is_kept():
         assert Client(f"{server.url}/proxy/v1").models() == []
         server.routes["POST /proxy/v1/chat/completions"] = (200, says("x"))
         assert [piece.content for piece in Client(f"{server.url}/proxy").chat({})] == ["x", ""]
+
+
+def test_a_path_in_any_script_is_asked_for():
+    with ScriptedServer() as server:
+        server.routes["GET /%C3%BC/v1/models"] = (200, {"data": []})
+        assert Client(f"{server.url}/ü").models() == []

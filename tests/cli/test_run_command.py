@@ -55,6 +55,9 @@ def started(monkeypatch):
         def __exit__(self, *_) -> None:
             self._server.__exit__()
 
+        def ended(self) -> str | None:
+            return None
+
     monkeypatch.setattr(owned, "OwnServer", Own)
     return calls
 

@@ -87,6 +87,20 @@ def test_a_chat_with_a_server_of_its_own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.native
+def test_a_server_of_its_own_that_dies_is_told(tmp_path):
+    with PseudoTerminal("run", str(DEMO), home=tmp_path) as terminal:
+        terminal.until(">>> ")
+        [child] = terminal.children()
+        os.kill(child, signal.SIGKILL)
+        terminal.type("Hello\n")
+        terminal.until("The server of this chat has ended, killed by SIGKILL. It said last:")
+        terminal.until(">>> ")
+        terminal.type("/bye\n")
+        assert terminal.end() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.native
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
 def test_the_server_goes_with_the_chat_however_it_ends(tmp_path, number):
     with PseudoTerminal("run", str(DEMO), home=tmp_path) as terminal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import urllib.parse
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,13 @@ class ServerError(OnegpuError):
 
     code = "server_error"
 
-    def __init__(self, message: str, *, status: int = 0, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int = 0, code: str | None = None, retry_after: float = 1.0
+    ) -> None:
+        """`retry_after`: seconds after which to ask again, where that may help."""
         super().__init__(message)
         self.status = status
+        self.retry_after = retry_after
         self.code = code or self.code
 
 
@@ -52,17 +57,20 @@ class Client:
     def __init__(self, url: str, key: str | None = None) -> None:
         """`url` is the server's, with or without `/v1`. Raises `ConfigError`."""
         given = url if "://" in url else f"http://{url}"
-        parts = urllib.parse.urlsplit(given)
         try:
+            parts = urllib.parse.urlsplit(given)
             port = parts.port
+            (parts.hostname or "").encode("idna")  # as connecting would, with another error
         except ValueError as error:
             raise ConfigError(f"{url} is not a URL: {error}.") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        blank = re.search(r"[\x00-\x20\x7f]", parts.netloc)
+        if parts.scheme not in ("http", "https") or not parts.hostname or blank:
             raise ConfigError(f"{url} is not a URL of a server. Write it like {DEFAULT_URL}.")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ConfigError("The key has characters that cannot be part of a key.")
         self._host, self._port, self._secure = parts.hostname, port, parts.scheme == "https"
-        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
+        path = urllib.parse.quote(parts.path, safe="/%!$&'()*+,;=:@~")
+        self._prefix = path.rstrip("/").removesuffix("/v1")
         self._key = key
         self.url = urllib.parse.urlunsplit((parts.scheme, parts.netloc, self._prefix, "", ""))
 
@@ -172,7 +180,13 @@ class Client:
             ask = "It does not know this key." if self._key else "It asks for a key: --key KEY."
             message = f"The server at {self.url} refused: {ask}"
         text = message or f"The server at {self.url} answered {status}."
-        return ServerError(text, status=status, code=code if isinstance(code, str) else None)
+        after = response.getheader("Retry-After", "")
+        return ServerError(
+            text,
+            status=status,
+            code=code if isinstance(code, str) else None,
+            retry_after=float(after) if after.isdecimal() else 1.0,
+        )
 
 
 def _piece(data: str) -> Piece:

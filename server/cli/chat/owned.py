@@ -89,6 +89,17 @@ class OwnServer:
             if pipe is not None:
                 pipe.close()
 
+    def ended(self) -> str | None:
+        """Say how the process ended and what it said last, if it ended by itself; else None."""
+        if self._process is None:
+            return None
+        try:
+            code = self._process.wait(_LOOK_EVERY)  # sockets are closed a moment before the end
+        except subprocess.TimeoutExpired:
+            return None
+        how = f"with status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        return f"The server of this chat has ended, {how}. It said last:\n" + "\n".join(self._last)
+
     def _await_ready(self) -> None:
         ended = 0
         while ended < len(self._readers):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from server.cli.chat.terminal import Terminal, read_message
 from server.cli.chat.thinking import ThinkingSplitter
 from server.core.errors import ConfigError
 
+_LONGEST_PAUSE = 5.0
+"""Seconds after which a model that is being loaded is asked for again at the latest."""
 _HELP = """\
 /help                 this list
 /clear                forget the chat; the system prompt and the settings stay
@@ -32,10 +35,21 @@ Settings: """
 class Repl:
     """One chat with a person."""
 
-    def __init__(self, client: Client, conversation: Conversation, terminal: Terminal) -> None:
+    def __init__(
+        self,
+        client: Client,
+        conversation: Conversation,
+        terminal: Terminal,
+        *,
+        ended: Callable[[], str | None] = lambda: None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`ended` says why the server is gone, where that is known."""
         self._client = client
         self._chat = conversation
         self._terminal = terminal
+        self._ended = ended
+        self._sleep = sleep
         self._commands: dict[str, Callable[[str], None]] = {
             "help": self._help,
             "clear": self._clear,
@@ -74,13 +88,14 @@ class Repl:
         answer = Answer(self._terminal)
         status = 0
         try:
-            with contextlib.closing(self._client.chat(self._chat.request())) as pieces:
+            with contextlib.closing(self._pieces()) as pieces:
                 for piece in pieces:
                     answer.take(piece)
         except ServerError as error:
             status = 1
             answer.finish()
-            self._terminal.problem(error.message + _advice(error))
+            gone = self._ended() if error.status == 0 else None
+            self._terminal.problem(gone or error.message + _advice(error))
         except KeyboardInterrupt:
             status = 130
             answer.finish()
@@ -94,6 +109,23 @@ class Repl:
         else:
             self._chat.messages.append(message)
         return status
+
+    def _pieces(self) -> Generator[Piece]:
+        """Ask, and ask again while the model is being loaded: Ctrl-C ends the waiting."""
+        begun = False
+        while True:
+            try:
+                with contextlib.closing(self._client.chat(self._chat.request())) as pieces:
+                    for piece in pieces:
+                        begun = begun or not piece.status
+                        yield piece
+            except ServerError as error:
+                if error.code != "model_loading" or begun:
+                    raise
+                self._terminal.status(error.message)
+                self._sleep(min(error.retry_after, _LONGEST_PAUSE))
+            else:
+                return
 
     def _command(self, text: str) -> None:
         name, _, rest = text[1:].strip().partition(" ")
