@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import httpx2
 
@@ -16,7 +16,7 @@ from server.catalog.hub_errors import CLIENT_ERRORS, Backoff, HubError
 from server.catalog.hub_files import HubFile
 
 _READ_BYTES = 1 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Partial:
@@ -33,6 +33,7 @@ class Partial:
         self.resumed = False
         """Whether bytes of an earlier run are part of it."""
         self._have = 0
+        self._furthest = 0
         self._digest = hashlib.sha256()
 
     @property
@@ -84,15 +85,17 @@ class Partial:
 
         Raises `HubError` when the hub refuses, gives up, or the disk is full; what came is kept.
         """
-        with self.path.open("ab", buffering=_READ_BYTES) as file:
-            while self._have < self.file.size:
-                try:
-                    self._receive(file, hub, repo, commit, progress, backoff)
-                except CLIENT_ERRORS as error:
-                    backoff.after(error)
-                except OSError as error:
-                    raise self._disk_error(error) from error
-            os.fsync(file.fileno())
+        try:
+            # Unbuffered: what is hashed is in the file, and a full disk has nothing left to say at its closing.
+            with self.path.open("ab", buffering=0) as file:
+                while self._have < self.file.size:
+                    try:
+                        self._receive(file, hub, repo, commit, progress, backoff)
+                    except CLIENT_ERRORS as error:
+                        backoff.after(error)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._disk_error(error) from error
 
     def discard(self) -> None:
         """Remove it."""
@@ -102,7 +105,7 @@ class Partial:
 
     def _receive(
         self,
-        file: BinaryIO,
+        file: FileIO,
         hub: Hub,
         repo: str,
         commit: str,
@@ -115,28 +118,36 @@ class Partial:
                     f"{self.file.path} has {body.total:,} bytes where it is served, but the hub "
                     f"lists {self.file.size:,}. Try again later, or another mirror."
                 )
+            if body.start not in (0, self._have):
+                raise HubError(
+                    f"The server was asked for {self.file.path} from byte {self._have:,} on and "
+                    f"sends it from byte {body.start:,} on. Try again later, or another mirror."
+                )
             if body.start != self._have:
                 progress.say("the server does not continue downloads; beginning again")
                 progress.advance(-self._have)
                 file.truncate(0)
                 self._restart()
-            try:
-                for chunk in body.chunks:
-                    self._append(file, chunk)
-                    progress.advance(len(chunk))
+            for chunk in body.chunks:
+                self._append(file, chunk)
+                progress.advance(len(chunk))
+                if self._have > self._furthest:
+                    # Bytes that came before are no progress: else a server without ranges that always
+                    # cuts at one place would be asked for ever.
+                    self._furthest = self._have
                     backoff.progress()
-            finally:
-                # What was hashed must be on disk before anything else happens to the file.
-                file.flush()
         if self._have < self.file.size:
             raise httpx2.RemoteProtocolError("the server closed the connection early")
 
-    def _append(self, file: BinaryIO, chunk: bytes) -> None:
+    def _append(self, file: FileIO, chunk: bytes) -> None:
         if self._have + len(chunk) > self.file.size:
             raise HubError(
                 f"The server sends more than the {self.file.size:,} bytes of {self.file.path}."
             )
-        file.write(chunk)
+        left = memoryview(chunk)
+        while left:
+            # A disk that has just filled up takes a part, and refuses the rest.
+            left = left[file.write(left) :]
         self._digest.update(chunk)
         self._have += len(chunk)
 
@@ -149,6 +160,12 @@ class Partial:
             return HubError(
                 f"The disk of {self.path.parent} is full: {self.file.size - self.there:,} bytes of "
                 f"{self.target.name} are missing. Free some space; the same command goes on."
+            )
+        if error.errno == errno.EFBIG:
+            return HubError(
+                f"{self.path.parent} takes no file of {self.file.size:,} bytes: its file system, or "
+                "a limit of this process (ulimit -f), ends at less. Choose another folder "
+                "(models_dir, --models-dir)."
             )
         return HubError(f"{self.path} cannot be written: {error.strerror or error}.")
 

@@ -15,6 +15,9 @@ Faults, all keyed by file name and used up one by one:
     hub.hold[name] = Hold(n)           after n body bytes: sets `reached`, then waits for `release`
     hub.wrong[name] = data             what the CDN serves instead (same SHA-256 claimed)
     hub.ignore_ranges = True           the CDN answers 200 with the whole file
+    hub.shift[name] = n                a range is answered from n bytes further on, and says so
+    hub.entries[name] = {...}          what the API says of a file instead, key by key
+    hub.moved["owner/repo"] = address  the API and /resolve/ answer 307 to that address
     hub.private["owner/repo"] = "token"   401 RepoNotFound without it
     hub.gated["owner/repo"] = "token"     the API answers all, /resolve/ 401 GatedRepo without it
 """
@@ -77,6 +80,9 @@ class HubServer:
         self.hold: dict[str, Hold] = {}
         self.wrong: dict[str, bytes] = {}
         self.ignore_ranges = False
+        self.shift: dict[str, int] = {}
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.moved: dict[str, str] = {}
         self.private: dict[str, str] = {}
         self.gated: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -187,6 +193,9 @@ class _HubHandler(_Handler):
 
     def _admitted(self, repo: str, revision: str, *, body: bool) -> _Repo | None:
         token = (self.headers.get("authorization") or "").removeprefix("Bearer ")
+        if repo in self.hub.moved:
+            self.answer(307, {"Location": self.hub.moved[repo]})
+            return None
         found = self.hub.repos.get(repo)
         if found is None or self.hub.private.get(repo, token) != token:
             self._missing("RepoNotFound", 401)
@@ -214,7 +223,10 @@ class _HubHandler(_Handler):
                 "gated": "auto" if repo in self.hub.gated else False,
                 "tags": ["gguf", f"license:{found.license}"],
                 "cardData": {"license": found.license},
-                "siblings": [_sibling(n, d, "blobs" in query) for n, d in found.files.items()],
+                "siblings": [
+                    {**_sibling(n, d, "blobs" in query), **self.hub.entries.get(n, {})}
+                    for n, d in found.files.items()
+                ],
             }
         self.answer(200, {"Content-Type": "application/json"}, json.dumps(document).encode())
 
@@ -249,6 +261,7 @@ class _CdnHandler(_Handler):
         repo = parse_qs(url.query)["repo"][0]
         data = self.hub.wrong.get(name, self.hub.repos[repo].files[name])
         start, end, status = self._range(len(data))
+        start += self.hub.shift.get(name, 0) if status == 206 else 0
         if start >= len(data):
             self.answer(416, {"Content-Range": f"bytes */{len(data)}"})
             return

@@ -1,6 +1,5 @@
 """Pulling against a hub on loopback: resumed, verified, never half."""
 
-import errno
 import json
 import threading
 
@@ -8,7 +7,6 @@ import pytest
 
 from server.catalog.download_choice import Chosen, by_size
 from server.catalog.download_lock import exclusive, lock_path
-from server.catalog.download_transfer import Partial
 from server.catalog.hub_errors import HubError
 from server.catalog.hub_files import HubFile, Listing, candidates
 from server.core.errors import ConfigError, ModelFileError
@@ -197,26 +195,6 @@ def test_what_is_there_already_needs_no_room(hub, pulls, folder) -> None:
     pulls.free = (64 << 20) + 1000
 
     assert pulls(REF).read_bytes() == blob(SIZE)
-
-
-def test_a_disk_that_fills_up_meanwhile_keeps_what_came(hub, pulls, folder, monkeypatch) -> None:
-    append = Partial._append
-
-    def full(self, file, chunk):
-        if self._have + len(chunk) > 200_000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        append(self, file, chunk)
-
-    monkeypatch.setattr(Partial, "_append", full)
-    with pytest.raises(HubError, match=r"is full: .* are missing. Free some space"):
-        pulls(REF)
-    monkeypatch.undo()
-    [part] = folder.glob("*.part")
-    kept = part.stat().st_size
-    assert 0 < kept <= 200_000
-
-    assert pulls(REF).read_bytes() == blob(SIZE)
-    assert hub.gets(NAME)[-1].range == f"bytes={kept}-"
 
 
 def test_all_parts_of_a_split_model_come_under_one_progress(hub, pulls) -> None:
