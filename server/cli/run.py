@@ -112,7 +112,7 @@ def _connected(
     arguments = [] if options.model is None else [options.model]
     arguments += [] if options.config else ["--slots", "1"]
     for flag in _SERVE_FLAGS:
-        value = getattr(options, flag.removeprefix("--").replace("-", "_"))
+        value = _value(options, flag)
         arguments += [] if value is None else [flag, value]
 
     def progress(share: float | None) -> None:
@@ -132,9 +132,11 @@ def _connected(
 def _name_there(client: Client, options: argparse.Namespace, *, required: bool) -> str | None:
     """Name under which a running server has the model, None when it is to be served here.
 
-    Raises `ConfigError` or `ServerError` when the server was asked for by its URL.
+    Raises `ConfigError` or `ServerError` when the server was asked for by its URL, and `ConfigError`
+    when the server that is there has the model, and flags are given for one that is started.
     """
     from server.cli.chat.client import ServerError
+    from server.cli.chat.matching import served_as
 
     try:
         cards = client.models()
@@ -142,30 +144,24 @@ def _name_there(client: Client, options: argparse.Namespace, *, required: bool) 
         if required or error.status in (401, 403):
             raise
         return None
-    names = [card["id"] for card in cards]
-    if options.model is None and names:
-        return str(names[0])
-    if options.model in names:
-        return str(options.model)
-    if options.model and (served := _same_file(client, Path(options.model))) in names:
-        return served
-    if required:
-        raise ConfigError(f"{client.url} has no model {options.model}. It has {', '.join(names)}.")
-    return None
+    name = str(cards[0]["id"]) if cards else None
+    if options.model is not None:
+        name = served_as(client, cards, options.model)
+    flags = [flag for flag in _SERVE_FLAGS if _value(options, flag) is not None]
+    if flags and (name is not None or required):
+        raise ConfigError(
+            f"{' and '.join(flags)} would be for a server that is started for this chat, but the one at "
+            f"{client.url} is there already. Leave {'it' if len(flags) == 1 else 'them'} out, or stop that server."
+        )
+    if name is None and required:
+        names = ", ".join(card["id"] for card in cards) or "nothing"
+        raise ConfigError(f"{client.url} has no model {options.model}. It has {names}.")
+    return name
 
 
-def _same_file(client: Client, path: Path) -> str | None:
-    """Name of the running server's model when it is the file at `path`."""
-    from server.cli.chat.client import ServerError
-
-    if not path.is_file():
-        return None
-    try:
-        props = client.get("/props")
-        same = path.samefile(props["model_path"])
-    except (ServerError, OSError, KeyError, TypeError):
-        return None
-    return str(props.get("model_alias")) if same else None
+def _value(options: argparse.Namespace, flag: str) -> str | None:
+    value: str | None = getattr(options, flag.removeprefix("--").replace("-", "_"))
+    return value
 
 
 def _await_loaded(client: Client, name: str, terminal: Terminal) -> None:

@@ -126,11 +126,59 @@ def test_without_a_server_one_is_started(monkeypatch, piped, started, capsys):
 def test_the_running_servers_file_is_not_loaded_twice(server, piped, started, tmp_path):
     path = tmp_path / "weights.gguf"
     path.touch()
-    server.routes["GET /props"] = (200, {"model_path": str(path), "model_alias": "other"})
+    server.cards.insert(0, {"id": "agent", "description": "Modelfile a, FROM weights.gguf"})
+    for name in ("agent", "other"):
+        server.routes[f"GET /props?model={name}"] = (200, {"model_path": str(path)})
+
+    assert status("run", str(path), "Hi") == 0
+    assert server.bodies[0]["model"] == "other", "the plain model, without the agent's prompt"
+    assert started == []
+
+
+def test_a_file_that_is_served_but_not_loaded_is_known_by_its_name(
+    server, piped, started, tmp_path
+):
+    path = tmp_path / "other.gguf"
+    path.touch()
+    told = {"error": {"message": "waits to be loaded", "code": "model_loading"}}
+    for name in ("m", "other"):
+        server.routes[f"GET /props?model={name}"] = (503, told)
 
     assert status("run", str(path), "Hi") == 0
     assert server.bodies[0]["model"] == "other"
-    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "own"),
+    [
+        ("{}/agents/docs.Modelfile", False),
+        ("agents/docs.Modelfile", False),
+        ("../agents/docs.Modelfile", False),
+        ("other/docs.Modelfile", True),
+        ("/elsewhere/agents/docs.Modelfile", True),
+    ],
+)
+def test_the_running_servers_modelfile_is_not_loaded_twice(
+    server, piped, started, tmp_path, origin, own
+):
+    path = tmp_path / "agents" / "docs.Modelfile"
+    path.parent.mkdir()
+    path.touch()
+    described = f"Modelfile {origin.format(tmp_path)}, FROM /m.gguf"
+    server.cards.append({"id": "docs", "state": "ready", "description": described})
+
+    assert status("run", str(path), "Hi") == 0
+    assert (started != []) is own
+    assert [body["model"] for body in server.bodies] == ([] if own else ["docs"])
+
+
+@pytest.mark.parametrize("url", [True, False])
+def test_flags_for_a_server_of_its_own_are_not_dropped(server, piped, started, capsys, url):
+    there = ("--url", server.url) if url else ()
+
+    assert status("run", "m", "Hi", "--n-ctx", "512", *there) == 2
+    assert "--n-ctx would be for a server that is started" in capsys.readouterr().err
+    assert (server.bodies, started) == ([], [])
 
 
 def test_a_named_server_must_have_the_model(server, piped, capsys):
