@@ -138,7 +138,7 @@ class _Puller:
                 backoff.after(error)
             except (KeyError, TypeError, ValueError) as error:
                 raise HubError(
-                    f"{self._hub.endpoint} does not answer as a model hub does ({error!r}). "
+                    f"{self._hub.endpoint} does not answer as a model hub does ({error}). "
                     "Check hub.endpoint."
                 ) from error
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from huggingface_hub import HfApi, constants, get_session, hf_hub_url
+from huggingface_hub.hf_api import RepoSibling
 
 # Documented, but not marked as exported for type checkers.
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
@@ -27,7 +28,10 @@ from server.catalog.hub_files import HubFile, Listing
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _READ_ATTEMPTS = 3
 _USER_AGENT = f"onegpu/{__version__}"
-_UNSAFE = re.compile(r"(^|/)\.\.?(/|$)|^/|\\|\0")
+_UNSAFE = re.compile(r"(^|/)\.\.?(/|$)|^/|\\|[\x00-\x1f\x7f-\x9f]")
+"""Names that lead out of a folder, or that a terminal would obey."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,12 @@ class Hub:
         self.endpoint = (options.endpoint or DEFAULT_ENDPOINT).rstrip("/")
         if not self.endpoint.startswith(("http://", "https://")):
             raise HubError(f"The hub's endpoint {self.endpoint} is not an http(s) address.")
+        if options.token and not _TOKEN.fullmatch(options.token):
+            # Before the HTTP client sees it: its error would show the token.
+            raise HubError(
+                "The hub's token has characters that no token has, such as spaces. Check hub.token, "
+                "HF_TOKEN or --token-file."
+            )
         self._timeout = options.timeout
         # False, not None: None would take HF_TOKEN or the token that a login left behind.
         self._token: str | bool = options.token or False
@@ -83,7 +93,10 @@ class Hub:
         return bool(self._token)
 
     def listing(self, repo: str, revision: str | None = None) -> Listing:
-        """Return the files of `repo` at the commit that `revision` names now."""
+        """Return the files of `repo` at the commit that `revision` names now.
+
+        Raises `ValueError` for an answer that is not a hub's.
+        """
         info = self._api.model_info(
             repo, revision=revision, files_metadata=True, timeout=self._timeout
         )
@@ -92,8 +105,7 @@ class Hub:
             # A name from the network must not lead out of the models folder.
             if _UNSAFE.search(entry.rfilename):
                 raise HubError(f"{repo} has a file with an unsafe name: {entry.rfilename!r}.")
-            sha256 = entry.lfs.sha256 if entry.lfs else None
-            files.append(HubFile(entry.rfilename, entry.size or 0, sha256))
+            files.append(_file(entry))
         card = info.card_data
         name = card.get("license") if card is not None else None
         commit = info.sha or revision or "main"
@@ -118,7 +130,8 @@ class Hub:
         with session.stream("GET", url, headers=headers, timeout=self._timeout) as response:
             hf_raise_for_status(response)
             begin, total = _extent(response.status_code, response.headers.get("content-range"))
-            if total is None and response.status_code == 200:
+            coded = response.headers.get("content-encoding", "identity") != "identity"
+            if total is None and response.status_code == 200 and not coded:
                 length = response.headers.get("content-length")
                 total = int(length) if length else None
             yield Body(begin, total, response.iter_bytes())
@@ -155,13 +168,29 @@ class Hub:
             return bytes(data[skip : skip + end - start]), body.total
 
 
+def _file(entry: RepoSibling) -> HubFile:
+    """Take what the hub says of a file. Raises `ValueError` for what cannot be."""
+    size, sha256 = entry.size, None
+    if entry.lfs is not None:
+        size = entry.lfs.size if size is None else size
+        sha256 = str(entry.lfs.sha256).lower()
+        # It becomes part of a file's name.
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError(f"{entry.rfilename} with SHA-256 {sha256[:80]!r}")
+    if not isinstance(size, int) or size < (sha256 is not None):
+        raise ValueError(f"{entry.rfilename} with a size of {size!r}")
+    return HubFile(entry.rfilename, size, sha256)
+
+
 def _silence_the_client() -> None:
     """Switch off what the client tells about this machine, and what its HTTP library logs.
 
     The first has no parameter, only a variable that was read at import: without it the client asks the hub for a list
-    of programs to look for in the environment. The second would put the signed addresses of files into the log.
+    of programs to look for in the environment. The second would put the signed addresses of files into the log. Its own
+    logger writes to standard error whatever text the hub sends as a warning.
     """
     constants.HF_HUB_DISABLE_TELEMETRY = True
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import httpx2
@@ -73,9 +74,19 @@ def transient(error: Exception) -> float | None:
     if isinstance(error, HfHubHTTPError):
         if error.response.status_code not in _PASSING_STATUS:
             return None
-        asked = error.response.headers.get("retry-after", "")
-        return float(asked) if asked.isdecimal() else 0.0
+        return float(_asked_to_wait(error) or 0)
     return 0.0 if isinstance(error, _PASSING) else None
+
+
+def _asked_to_wait(error: HfHubHTTPError) -> int | None:
+    """Return the seconds of `Retry-After`, or of the `RateLimit` that huggingface.co sends instead."""
+    headers = error.response.headers
+    asked = headers.get("retry-after", "")
+    if asked.isascii() and asked.isdecimal():
+        return int(asked)
+    # "api";r=0;t=55: nothing is left for another 55 seconds.
+    limit = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*([0-9]{1,9})", headers.get("ratelimit", ""))
+    return int(limit[1]) if limit else None
 
 
 def told(error: Exception, repo: str, endpoint: str, *, has_token: bool) -> HubError:
@@ -103,8 +114,8 @@ def _of_status(error: HfHubHTTPError, repo: str, endpoint: str, *, has_token: bo
     if status in (401, 403):
         return f"{endpoint} refuses the token for {repo} (status {status}). Check or renew it."
     if status == 429:
-        wait = error.response.headers.get("retry-after", "")
-        when = f" Try again in {wait} s." if wait.isdecimal() else " Try again later."
+        wait = _asked_to_wait(error)
+        when = " Try again later." if wait is None else f" Try again in {wait} s."
         return f"{endpoint} limits the rate of requests.{when} A token raises the limit."
     return f"{endpoint} answered {status} for {repo}. What was downloaded is kept; try again later."
 

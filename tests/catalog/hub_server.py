@@ -228,7 +228,10 @@ class _HubHandler(_Handler):
                     for n, d in found.files.items()
                 ],
             }
-        self.answer(200, {"Content-Type": "application/json"}, json.dumps(document).encode())
+        headers = {"Content-Type": "application/json"}
+        if not self.headers.get("authorization"):
+            headers["X-HF-Warning"] = "unauthenticated; You are sending unauthenticated requests."
+        self.answer(200, headers, json.dumps(document).encode())
 
     def _resolve(self, repo: str, revision: str, name: str) -> None:
         found = self._admitted(repo, revision, body=True)
@@ -290,10 +293,11 @@ class _CdnHandler(_Handler):
         stops = [n for n in (cut, hold and hold.after) if n is not None]
         count = 0
         for piece in _pieces(data, stops):
-            self.wfile.write(piece)
-            count += len(piece)
+            # Before they go: the client may have ended before this thread runs again.
             with self.hub.lock:
                 self.hub.sent[name] += len(piece)
+            self.wfile.write(piece)
+            count += len(piece)
             if hold is not None and count == hold.after:
                 hold.reached.set()
                 hold.release.wait(60)

@@ -97,8 +97,15 @@ def test_nothing_is_asked_of_the_hub_but_the_model(tmp_path) -> None:
         # The client takes this variable for everything that it asks on its own account.
         own = {**environment(tmp_path), "HF_ENDPOINT": hub.endpoint}
 
-        subprocess.run(command(hub), cwd=tmp_path, env=own, check=True, capture_output=True)
+        ended = subprocess.run(
+            command(hub), cwd=tmp_path, env=own, check=True, capture_output=True, text=True
+        )
 
+        assert [line.split()[0] for line in ended.stderr.splitlines()] == [
+            f"{NAME}:",
+            f"{NAME}:",
+            "verified",
+        ]
         paths = [request.path for request in hub.requests]
         commit = hub.repos["o/r"].commit
         assert paths == ["/api/models/o/r", f"/o/r/resolve/{commit}/{NAME}", f"/cdn/{NAME}"]

@@ -134,13 +134,13 @@ def test_an_endpoint_where_nothing_listens_is_named(hub, pulls) -> None:
 
 
 def test_a_rate_limit_is_waited_for_as_long_as_the_hub_asks(hub, pulls) -> None:
-    hub.failures["api"] = [(429, {"Retry-After": "7"})]
+    hub.failures["api"] = [(429, {"Retry-After": "7"}), (429, {"RateLimit": '"api";r=0;t=55'})]
     hub.failures[NAME] = [(429, {"Retry-After": "11"}), (503, {})]
 
     path = pulls(REF)
 
     assert path.read_bytes() == blob(200_000)
-    assert pulls.waits == [7, 11, 2]
+    assert pulls.waits == [7, 55, 11, 2]
 
 
 def test_a_rate_limit_of_an_hour_is_not_waited_for(hub, pulls) -> None:
