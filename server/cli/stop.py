@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from server.cli.parsing import Commands
 
 _DESCRIPTION = """\
-Have a running server unload MODEL and give its memory back. Running requests are finished first;
-the next request for MODEL loads it again. The server itself goes on: Ctrl-C or SIGTERM ends it."""
+Have a running server unload MODEL and give its memory back; names that share its weights go with
+it. Running requests are finished first, and the next request for MODEL loads it again. The server
+itself goes on: Ctrl-C or SIGTERM ends it."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -39,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     if options.model not in cards:
         has = ", ".join(cards) or "nothing"
         raise ConfigError(f"{client.url} serves no model {options.model}. It serves {has}.")
-    if cards[options.model].get("state") == "unloaded":
+    card = cards[options.model]
+    if card.get("state") in ("unloaded", "failed"):
         print(f"{options.model} is not loaded.")
         return 0
     try:
@@ -49,5 +51,10 @@ def run(options: argparse.Namespace) -> int:
             raise
         message = f"The server at {client.url} cannot unload models: it is too old, or another one."
         raise ServerError(message, status=error.status) from error
-    print(f"{options.model} is being unloaded; requests that run are finished first.")
+    weights = card.get("weights")
+    sharing = [name for name, other in cards.items() if weights and other.get("weights") == weights]
+    told = f"{options.model} is being unloaded; requests that run are finished first."
+    if others := ", ".join(name for name in sharing if name != options.model):
+        told += f" With it goes what shares its weights: {others}."
+    print(told)
     return 0

@@ -295,15 +295,26 @@ def test_stop_unloads(server, capsys):
     assert "m is being unloaded" in capsys.readouterr().out
 
 
+def test_stop_names_what_goes_along(server, capsys):
+    server.routes["POST /models/unload"] = (200, {"success": True})
+    server.cards.append({"id": "agent", "state": "ready", "weights": "m"})
+    server.cards[0]["weights"] = "m"
+
+    assert status("stop", "agent") == 0
+    assert "With it goes what shares its weights: m.\n" in capsys.readouterr().out
+
+
 def test_stop_of_what_is_not_there(server, capsys):
     server.cards[1].update(state="unloaded")
+    server.cards.append({"id": "broken", "state": "failed"})
 
     assert status("stop", "other") == 0
+    assert status("stop", "broken") == 0
     assert status("stop", "nothing") == 2
     assert status("stop", "m") == 1
     told = capsys.readouterr()
-    assert "other is not loaded." in told.out
-    assert "serves no model nothing. It serves m, other." in told.err
+    assert told.out == "other is not loaded.\nbroken is not loaded.\n"
+    assert "serves no model nothing. It serves m, other, broken." in told.err
     assert "cannot unload models" in told.err
 
 
