@@ -38,6 +38,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the table. Raises `ServerError` when no server answers."""
     from server.cli.chat.client import DEFAULT_URL, Client
+    from server.cli.output import output
 
     client = Client(options.url or DEFAULT_URL, options.key)
     cards = client.models()
@@ -48,9 +49,10 @@ def run(options: argparse.Namespace) -> int:
             running[weights] = _running(client, card["id"])
     rows = [_HEAD, *(_row(card, running.get(_weights(card), 0), time.time()) for card in cards)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("   ".join(cells).rstrip())
+    with output():
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print("   ".join(cells).rstrip())
     return 0
 
 

@@ -67,12 +67,14 @@ def run(options: argparse.Namespace) -> int:
     from server.cli.chat.conversation import Conversation
     from server.cli.chat.repl import Repl
     from server.cli.chat.signals import prompt_signals
-    from server.cli.chat.terminal import Terminal, history
+    from server.cli.chat.terminal import Terminal, history, utf8
+    from server.cli.output import output
 
     terminal = Terminal()
     question = _question(options.text)
-    with prompt_signals(), _connected(options, terminal) as (client, model, ended):
-        chat = Repl(client, Conversation(model, options.system), terminal, ended=ended)
+    system = None if options.system is None else utf8(options.system)
+    with output(), prompt_signals(), _connected(options, terminal) as (client, model, ended):
+        chat = Repl(client, Conversation(model, system), terminal, ended=ended)
         if question is not None:
             return chat.ask(question)
         terminal.note(f"{model} at {client.url}. /help lists the commands, /bye leaves.")
@@ -83,10 +85,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _question(words: list[str]) -> str | None:
     """Return what is to be answered once; None when a person sits at the terminal."""
-    given = " ".join(words)
-    if sys.stdin.isatty():
+    from server.cli.chat.terminal import utf8
+
+    given = utf8(" ".join(words))
+    if sys.stdin is not None and sys.stdin.isatty():
         return given or None
-    piped = sys.stdin.read()
+    try:
+        piped = "" if sys.stdin is None else utf8(sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise ConfigError("Standard input is not text in UTF-8.") from error
     text = "\n\n".join(part for part in (given, piped.rstrip("\n")) if part.strip())
     if not text:
         raise ConfigError("There is nothing to answer: standard input is empty.")

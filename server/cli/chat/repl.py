@@ -72,6 +72,9 @@ class Repl:
                 self._terminal.say("")
                 self._terminal.note("/bye or Ctrl-D leaves.")
                 continue
+            except ConfigError as error:
+                self._terminal.problem(error.message)
+                continue
             if text.strip() in ("/bye", "/exit", "/quit"):
                 return
             if text.startswith("/"):

@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
-_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+from server.core.errors import ConfigError
+
+_DIMMED = ("\x1b[2m", "\x1b[0m")
 _CLEAR_LINE = "\r\x1b[K"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MARK = '"""'
 _HISTORY_LINES = 1000
+_NOT_UTF8 = "The text is not UTF-8. Convert it: iconv -f latin1 -t utf-8, for example."
 
 
 class Terminal:
-    """Answers go to `out`; everything about them goes to `err`, unless a person watches both."""
+    """Answers go to `out`; everything about them goes to `err`, unless a person watches both.
 
-    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+    NO_COLOR (no-color.org) leaves out colours, TERM=dumb also what moves the cursor.
+    """
+
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """By default the process's own streams and environment."""
+        environment = os.environ if environment is None else environment
         self._out = out or sys.stdout
         self._err = err or sys.stderr
+        for stream in (self._out, self._err):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # an answer in any script, a locale of one
         self.interactive = self._out.isatty()
+        dumb = environment.get("TERM") == "dumb"
+        self._moves = self._err.isatty() and not dumb
+        self._dim, self._plain = ("", "") if dumb or environment.get("NO_COLOR") else _DIMMED
         self._status = ""
         self._dimmed = False
         self._open_line = False
 
     def answer(self, text: str) -> None:
         """Write text of the answer."""
+        marked = self._dimmed and self.interactive and not self._dim
         self._undim()
+        if marked:
+            self._write(self._out, "(answer)\n")
         self._write(self._out, text)
 
     def thinking(self, text: str) -> None:
@@ -40,7 +64,7 @@ class Terminal:
             return
         self.clear_status()
         if not self._dimmed and self.interactive:
-            self._out.write(_DIM)
+            self._out.write(self._dim or "(thinking)\n")
         self._dimmed = True
         self._write(self._out if self.interactive else self._err, text)
 
@@ -59,7 +83,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Write a remark."""
-        self.say(f"{_DIM}{_safe(text)}{_PLAIN}" if self.interactive else _safe(text))
+        self.say(f"{self._dim}{_safe(text)}{self._plain}" if self.interactive else _safe(text))
 
     def problem(self, text: str) -> None:
         """Write an error."""
@@ -70,10 +94,11 @@ class Terminal:
 
     def status(self, text: str) -> None:
         """Show what goes on, on a line that the next output replaces."""
-        if not self._err.isatty() or text == self._status or self._open_line:
+        if not self._moves or text == self._status or self._open_line:
             return
         self._status = text
-        self._err.write(f"{_CLEAR_LINE}{_DIM}{_safe(text)[: self._width()]}{_PLAIN}")
+        shown = _cut(_safe(text), self._width())
+        self._err.write(f"{_CLEAR_LINE}{self._dim}{shown}{self._plain}")
         self._err.flush()
 
     def clear_status(self) -> None:
@@ -91,7 +116,7 @@ class Terminal:
         if not self.interactive:
             self._write(self._err, "\n")
             return
-        self._out.write(_PLAIN)
+        self._out.write(self._plain)
         if self._open_line:
             self._write(self._out, "\n")
 
@@ -113,14 +138,47 @@ class Terminal:
 
 
 def read_message(first: str = ">>> ", more: str = "... ") -> str:
-    '''Read a line, or several between """ and """. Raises EOFError at the end of the input.'''
-    text = input(first)
+    '''Read a line, or several between """ and """.
+
+    Raises `EOFError` at the end of the input, and `ConfigError` for what is not UTF-8.
+    '''
+    text = _line(first)
     if not text.lstrip().startswith(_MARK):
         return text
     text = text.lstrip()[len(_MARK) :]
     while not text.rstrip().endswith(_MARK):
-        text += "\n" + input(more)
+        text += "\n" + _line(more)
     return text.rstrip()[: -len(_MARK)]
+
+
+def _line(prompt: str) -> str:
+    try:
+        if sys.stdout.isatty() or not sys.stdin.isatty():
+            return utf8(input(prompt))
+        # Without a terminal to write on, `input` would write the prompt among the answers.
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise ConfigError(_NOT_UTF8) from error
+    if not line:
+        raise EOFError
+    return utf8(line.rstrip("\n"))
+
+
+def utf8(text: str) -> str:
+    """Return text from the command line or a stream, put right where the locale misread its bytes.
+
+    Raises `ConfigError` when they are not UTF-8: a server would refuse them, with no advice.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(text).decode()
+        except UnicodeError as error:
+            raise ConfigError(_NOT_UTF8) from error
+    return text
 
 
 @contextlib.contextmanager
@@ -141,6 +199,16 @@ def history(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             readline.write_history_file(path)
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return as much of the beginning as fits; Chinese, for one, takes two columns a character."""
+    used = 0
+    for place, character in enumerate(text):
+        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if used > columns:
+            return text[:place]
+    return text
 
 
 def _safe(text: str) -> str:
