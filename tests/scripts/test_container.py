@@ -94,7 +94,9 @@ def test_compose_reserves_the_gpu_restarts_and_gives_time_to_stop() -> None:
         assert service["stop_signal"] == "SIGTERM"
         # Draining, then the step in progress (server/assembly/lifecycle.py, `_STOP_SECONDS`).
         assert seconds(service["stop_grace_period"]) >= grace + 35
+        assert service["init"] is True, "SIGTERM during a download must end it"
         check = service["healthcheck"]
+        assert check["start_period"] == "2h", "20 GB at 25 Mbit/s are no failure"
         assert ["CMD", *json.loads(image.split("CMD ")[1])] == check["test"]
         for option in ("interval", "timeout", "start_period", "retries"):
             assert f"--{option.replace('_', '-')}={check[option]}" in image
