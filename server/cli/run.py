@@ -73,7 +73,12 @@ def run(options: argparse.Namespace) -> int:
     terminal = Terminal()
     question = _question(options.text)
     system = None if options.system is None else utf8(options.system)
-    with output(), prompt_signals(), _connected(options, terminal) as (client, model, ended):
+    with (
+        output(),
+        prompt_signals(),
+        contextlib.closing(terminal),
+        _connected(options, terminal) as (client, model, ended),
+    ):
         chat = Repl(client, Conversation(model, system), terminal, ended=ended)
         if question is not None:
             return chat.ask(question)

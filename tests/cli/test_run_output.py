@@ -56,6 +56,23 @@ def test_without_colours_thoughts_are_told_in_words(server, asked):
     assert "\x1b[2mhm" in asked(NO_COLOR="", TERM="xterm")
 
 
+def test_the_terminal_is_left_as_it_was(server, monkeypatch):
+    """Ctrl-C while a model loads: what the shell writes next must not stand behind a status."""
+    screen = Screen()
+    for stream in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, screen)
+    monkeypatch.setenv("TERM", "xterm")
+    server.cards[0].update(state="loading")
+
+    def interrupted(_seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupted)
+
+    assert main(["run", "m", "Hi", "--url", server.url]) == 130
+    assert screen.getvalue().endswith("loading m\x1b[0m\r\x1b[K")
+
+
 def test_thoughts_without_an_answer_announce_none(server, asked):
     server.chats([chunk(reasoning_content="hm"), chunk(finish="length"), DONE])
 

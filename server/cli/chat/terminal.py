@@ -108,6 +108,10 @@ class Terminal:
             self._err.write(_CLEAR_LINE)
             self._err.flush()
 
+    def close(self) -> None:
+        """Leave the terminal as it was found, however the chat ends."""
+        self._undim()
+
     def _undim(self) -> None:
         self.clear_status()
         if not self._dimmed:
