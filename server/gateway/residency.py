@@ -56,11 +56,20 @@ def _must_leave(host: Host, wanted: Sequence[Host], now: float) -> bool:
 def _victims(
     staying: Sequence[Host], earlier: Sequence[Host], need: Footprint, budget: Budget
 ) -> list[Host]:
-    """Return the fewest that make room, in the order in which they should go."""
+    """Return who makes room, none of them in vain: idle before busy, longest ago used first."""
     kept = [h for h in staying if h.state is HostState.READY and h not in earlier]
     kept.sort(key=lambda host: (host.holders > 0, host.last_used))
     fixed = [host for host in staying if host not in kept]
+
+    def enough(stay: Sequence[Host]) -> bool:
+        return budget.holds(total(host.spec.footprint for host in (*stay, *fixed)) + need)
+
     victims: list[Host] = []
-    while kept and not budget.holds(total(h.spec.footprint for h in (*kept, *fixed)) + need):
+    while kept and not enough(kept):
         victims.append(kept.pop(0))
+    # A small one that went first is no help once a large one has to go as well.
+    for host in reversed(victims[:-1]):
+        if enough([*kept, host]):
+            victims.remove(host)
+            kept.append(host)
     return victims

@@ -79,6 +79,22 @@ async def test_what_was_used_longest_ago_goes_first():
     (await task).release()
 
 
+async def test_nobody_goes_in_vain():
+    house = House({"small": 1, "large": 5, "other": 5}, budget=6)
+    (await up(house, "small")).release()
+    house.clock.advance(1)
+    (await up(house, "large")).release()
+    task = ask(house, "other")
+    await settle()
+    # The small one was used longest ago, but its memory would not be enough.
+    assert house.states() == {"small": "ready", "large": "unloading", "other": "unloaded"}
+    house.let_end("large")
+    await settle()
+    house.engine("other").come_up()
+    (await task).release()
+    assert house.states() == {"small": "ready", "large": "unloaded", "other": "ready"}
+
+
 async def test_a_busy_model_is_drained_not_cut():
     house = House({"a": 5, "b": 5}, budget=8)
     first, second = await up(house, "a"), None
