@@ -140,7 +140,9 @@ def install(*, dev: bool, dry_run: bool = False) -> None:
 
 def check_native(reporter: Reporter, build: Build) -> None:
     """Load llama.cpp: one built for another CPU or CUDA fails here, with advice, not in the server."""
-    code = "import sys, llama_cpp; llama_cpp.llama_backend_init()"
+    # The build is for the machine, also where this shell is to see only some of its cards, or none.
+    code = "import os, sys; os.environ.pop('CUDA_VISIBLE_DEVICES', None)"
+    code += "; import llama_cpp; llama_cpp.llama_backend_init()"
     if build.cuda and not build.asked:
         code += (
             "; llama_cpp.llama_supports_gpu_offload() or sys.exit('llama.cpp finds no CUDA card')"

@@ -5,6 +5,7 @@ Like scripts/install.py: standard library only, nothing newer than Python 3.7.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import tempfile
@@ -14,6 +15,8 @@ from typing import Mapping
 
 from install_output import Failed
 
+HANGS = 124
+"""Status of a tool that does not come to an end, as the command `timeout` gives it."""
 _TRIAL = "#include <cublas_v2.h>\n__global__ void nothing() {}\n"
 _WAYS_OUT = """\
 Or take the container, which brings its own toolkit (docs/gpu.md), or build for the CPU, which is
@@ -50,8 +53,11 @@ class Card:
 
 def check_compiler(
     nvcc: str, cards: list[Card], driver: str, environment: Mapping[str, str]
-) -> str:
-    """Return nvcc's version. Raises Failed when it cannot build for these cards and this driver."""
+) -> tuple[str, list[Card]]:
+    """Return nvcc's version and the cards to build for: without those that it is too new for.
+
+    Raises Failed when it cannot build for these cards and this driver, or is too old for one.
+    """
     shown = re.search(r"release ([\d.]+)", run([nvcc, "--version"]).stdout)
     if shown is None:
         raise Failed(f"{nvcc} does not run: {nvcc} --version names no release.\n{_WAYS_OUT}")
@@ -63,11 +69,14 @@ def check_compiler(
             f"CUDA_HOME=/usr/local/cuda-{driver} make install\n{_WAYS_OUT}"
         )
     known = re.findall(r"compute_(\d+)", run([nvcc, "--list-gpu-arch"]).stdout)
+    fit = [card for card in cards if not known or card.architecture in known]
     for card in cards:
-        if known and card.architecture not in known:
+        # A card that only shows the desktop is often older than the toolkit for the one that computes.
+        outdated = card not in fit and int(card.architecture) < max(map(int, known))
+        if card not in fit and not (fit and outdated):
             raise Failed(_wrong_generation(nvcc, version, card, known))
-    _try_compiler(nvcc, version, cards[0], environment.get("CUDAHOSTCXX", ""))
-    return version
+    _try_compiler(nvcc, version, fit[0], environment.get("CUDAHOSTCXX", ""))
+    return version, fit
 
 
 def _try_compiler(nvcc: str, version: str, card: Card, host: str) -> None:
@@ -120,15 +129,21 @@ def _major(version: str) -> int:
     return int(version.split(".", maxsplit=1)[0])
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a tool to its end; one that hangs or cannot start counts as failed."""
+def run(command: list[str], patience: float = 120.0) -> subprocess.CompletedProcess[str]:
+    """Run a tool to its end; one that cannot start counts as failed, one that hangs has status HANGS."""
     try:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
+    try:
+        out, err = process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        # One that waits within a driver that hangs cannot even be killed: do not wait for it too.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        said = f"{command[0]} did not answer within {patience:g} s"
+        return subprocess.CompletedProcess(command, HANGS, "", said)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping
 
-from install_cuda import Card, check_compiler, no_compiler, run
+from install_cuda import HANGS, Card, check_compiler, no_compiler, run
 from install_output import Failed
 
 CUDA_ARGS = (
@@ -24,6 +24,8 @@ CUDA_ARGS = (
     "-DLLAMA_OPENSSL=OFF",
     "-DGGML_CUDA_NCCL=OFF",
 )
+PATIENCE = 60.0
+"""Seconds for the driver to answer; many cards that were asleep take a dozen."""
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
@@ -99,19 +101,23 @@ class Machine:
             )
         cards, driver = self._ask_driver()
         if not cards:
-            return Build("", f"llama.cpp for the CPU: {self._no_card()}")
+            said = f" (nvidia-smi: {driver})" if driver else ""
+            return Build("", f"llama.cpp for the CPU: {self._no_card()}{said}")
         names = ", ".join(card.name for card in cards)
         nvcc = self.nvcc()
         if nvcc is None:
             raise Failed(no_compiler(names, driver))
-        version = check_compiler(nvcc, cards, driver, self._environment)
-        architectures = sorted({card.architecture for card in cards}, key=int)
+        version, fit = check_compiler(nvcc, cards, driver, self._environment)
+        architectures = sorted({card.architecture for card in fit}, key=int)
         arguments = " ".join(CUDA_ARGS).format(architectures=";".join(architectures))
         path = f"{Path(nvcc).parent}:{self._path}"
+        names = ", ".join(card.name for card in fit)
+        left_out = [f"{card.name} ({card.capability})" for card in cards if card not in fit]
+        without = f". Not for {', '.join(left_out)}, too old for this nvcc" if left_out else ""
         return Build(
             arguments,
             f"llama.cpp for CUDA: {names}, compute capability "
-            f"{', '.join(sorted({card.capability for card in cards}))}; nvcc {version}, {nvcc}",
+            f"{', '.join(sorted({card.capability for card in fit}))}; nvcc {version}, {nvcc}{without}",
             environment={"CUDACXX": nvcc, "PATH": path},
         )
 
@@ -136,8 +142,12 @@ class Machine:
         return None
 
     def _ask_driver(self) -> tuple[list[Card], str]:
-        """Cards, and the newest CUDA version that the driver runs ("" when it does not say)."""
-        places = self._path + ":" + str(self._root / "usr" / "lib" / "wsl" / "lib")
+        """Cards, and the newest CUDA version that the driver runs ("" when it does not say).
+
+        Without cards: none, and what the driver's tool says instead.
+        """
+        windows = str(self._root / "usr" / "lib" / "wsl" / "lib")
+        places = f"{self._path}:{windows}"
         tool = shutil.which("nvidia-smi", path=places)
         traces = [trace for trace in self.traces() if trace != "dev/dxg"]
         if tool is None:
@@ -147,10 +157,10 @@ class Machine:
                     "driver's nvidia-smi on PATH, or build for the CPU: CPU=1 make install"
                 )
             return [], ""
-        asked = run([tool, "--query-gpu=name,compute_cap", "--format=csv,noheader"])
+        asked = run([tool, "--query-gpu=name,compute_cap", "--format=csv,noheader"], PATIENCE)
         if asked.returncode == 0:
             cards = [_card(line) for line in asked.stdout.splitlines() if line.strip()]
-            shown = re.search(r"CUDA (?:UMD )?Version:\s*([\d.]+)", run([tool]).stdout)
+            shown = re.search(r"CUDA (?:UMD )?Version:\s*([\d.]+)", run([tool], PATIENCE).stdout)
             return cards, shown.group(1) if shown else ""
         said = (asked.stdout + asked.stderr).strip()
         if "compute_cap" in said:
@@ -159,13 +169,17 @@ class Machine:
                 "newer). Update the driver, or name the architecture yourself: CMAKE_ARGS="
                 f'"{" ".join(CUDA_ARGS).format(architectures="89")}" make install'
             )
-        if traces:
+        # Windows puts its tool there together with its driver, so there is a card.
+        if not traces and tool.startswith(windows) and "No devices" not in said:
+            traces = ["Windows' own, by /dev/dxg"]
+        if traces or asked.returncode == HANGS:
+            card = f" ({traces[0]})" if traces else ""
             raise Failed(
-                f"There is an NVIDIA card ({traces[0]}), but its driver does not answer:\n    {said}\n"
-                "Mend the driver (often: reboot after an update), or build for the CPU: "
-                "CPU=1 make install"
+                f"There is an NVIDIA card{card}, but its driver does not answer:\n    {said}\n"
+                "Mend the driver (often: reboot after an update; on Windows: update it, then wsl --shutdown), "
+                "or build for the CPU: CPU=1 make install"
             )
-        return [], ""
+        return [], said.splitlines()[0] if said else ""
 
     def _no_card(self) -> str:
         """Why there is no card to build for."""

@@ -241,3 +241,22 @@ def test_another_build_is_compiled_anew_and_never_taken_from_the_cache(
         assert os.environ["CUDACXX"] == build.environment.get("CUDACXX", "left over")
     kept = json.loads((checkout / ".venv" / install.NATIVE_STAMP).read_text(encoding="utf-8"))
     assert kept == {"version": version, "cmake_args": build.cmake_args, "asked": False}
+
+
+@pytest.mark.parametrize("visible", ["", "1"])
+def test_a_shell_that_sees_no_card_does_not_fail_the_build_for_it(
+    tmp_path, monkeypatch, visible
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text(
+        "import os\n"
+        "def llama_backend_init(): pass\n"
+        "def llama_supports_gpu_offload(): return 'CUDA_VISIBLE_DEVICES' not in os.environ\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(install, "VENV", tmp_path)
+    monkeypatch.setattr(install, "PYTHON", sys.executable)
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+
+    install.check_native(install_output.Reporter(io.StringIO()), Build("-DGGML_CUDA=ON", "a card"))

@@ -38,7 +38,7 @@ class Box:
         self.root = folder
         (folder / "bin").mkdir()
         # The fakes are shell scripts: nothing else of this machine is on their PATH.
-        for tool in ("sh", "printf"):
+        for tool in ("sh", "printf", "sleep"):
             (folder / "bin" / tool).symlink_to(str(shutil.which(tool)))
         self.environment = {"PATH": str(folder / "bin")}
 
@@ -102,6 +102,21 @@ def test_cards_of_several_generations_get_all_architectures_once(box) -> None:
     assert box.machine.choose().cmake_args == ARGUMENTS.format("89;90")
 
 
+def test_a_card_that_is_too_old_for_the_compiler_is_left_out_beside_another(box) -> None:
+    box.smi("NVIDIA GeForce GT 710, 3.5", RTX)
+    nvcc = box.nvcc()
+    build = box.machine.choose()
+    assert build.cmake_args == ARGUMENTS.format("89")
+    assert build.reason.endswith("Not for NVIDIA GeForce GT 710 (3.5), too old for this nvcc")
+    assert "-arch=sm_89" in Path(f"{nvcc}.calls").read_text(encoding="utf-8")
+
+
+def test_a_card_that_is_newer_than_the_compiler_is_not_left_out(box) -> None:
+    box.smi(RTX, "NVIDIA GeForce RTX 5090, 12.0")
+    box.nvcc()
+    assert "is too old for it: install a newer CUDA toolkit" in refusal(box)
+
+
 @pytest.mark.parametrize(
     ("place", "variables"),
     [
@@ -138,7 +153,36 @@ def test_a_card_without_a_driver_is_named(box) -> None:
 
 def test_the_tools_of_a_card_that_is_not_there_do_not_count(box) -> None:
     box.smi(query="echo 'NVIDIA-SMI has failed' >&2; exit 9")
-    assert "no NVIDIA card" in box.machine.choose().reason
+    reason = box.machine.choose().reason
+    assert reason.endswith(
+        "no NVIDIA card with a driver was found (nvidia-smi: NVIDIA-SMI has failed)"
+    )
+
+
+def test_a_driver_that_hangs_is_no_missing_card(box, monkeypatch) -> None:
+    monkeypatch.setattr("install_machine.PATIENCE", 0.2)
+    box.smi(query="exec sleep 1000")
+    said = refusal(box)
+    assert "does not answer:" in said
+    assert "did not answer within 0.2 s" in said
+
+
+def test_the_driver_of_windows_is_asked_and_its_failure_told(box) -> None:
+    box.smi(RTX)
+    windows = box.root / "usr/lib/wsl/lib/nvidia-smi"
+    windows.parent.mkdir(parents=True)
+    (box.root / "bin/nvidia-smi").rename(windows)
+    box.nvcc()
+    assert box.machine.choose().cuda
+
+    failed = SMI.format(query="echo 'Failed to initialize NVML' >&2; exit 9", cuda="")
+    windows.write_text(failed, encoding="utf-8")
+    said = refusal(box)
+    assert "does not answer:\n    Failed to initialize NVML" in said
+    assert "wsl --shutdown" in said
+
+    windows.write_text(SMI.format(query="echo 'No devices were found'; exit 6", cuda=""))
+    assert not box.machine.choose().cuda
 
 
 def refusal(box: Box) -> str:
