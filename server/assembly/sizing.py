@@ -192,6 +192,7 @@ def _wishes(group: Group, shape: ModelShape) -> Wishes:
         n_cpu_moe=model.n_cpu_moe,
         flash_attention=engine.flash_attention,
         mmap=model.mmap,
+        mlock=model.mlock,
     )
 
 
@@ -205,8 +206,8 @@ def _footprint(group: Group, plan: Plan, memory: Memory) -> Footprint:
     if adapter is not None:
         extra = adapter_bytes(adapter) + adapter_compute_bytes(adapter, plan.n_ubatch)
     if not memory.has_gpu:
-        return Footprint(cpu=plan.total_cpu + extra)
-    return Footprint(gpu=plan.total_gpu - memory.cuda_context + extra, cpu=plan.total_cpu)
+        return Footprint(cpu=plan.needed_cpu + extra)
+    return Footprint(gpu=plan.total_gpu - memory.cuda_context + extra, cpu=plan.needed_cpu)
 
 
 def _less(memory: Memory, footprint: Footprint) -> Memory:

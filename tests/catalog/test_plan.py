@@ -114,6 +114,25 @@ def test_kv_bytes_of_qwen3_32b(shapes, kv_type, per_token):
     assert split.kv_gpu == 3 * 1024 * planned.kv_per_token
 
 
+def test_pages_that_are_read_once_need_not_fit(shapes):
+    """A repacked model runs where its weights fit once: the file's own pages are given back."""
+    shape = shapes["32b"]
+    packed = plan(shape, Wishes(n_ctx=4096), Memory())
+    once = sum(w.n_bytes for w in shape.weights)
+    assert packed.total_cpu - packed.needed_cpu == packed.reclaimable_cpu
+    assert packed.weights_cpu - packed.reclaimable_cpu == pytest.approx(once, rel=0.001)
+    enough = Memory(cpu_available=packed.needed_cpu)
+    assert enough.cpu_available < packed.total_cpu
+    assert plan(shape, Wishes(n_ctx=4096), enough).fits
+    assert not plan(shape, Wishes(n_ctx=4096, mlock=True), enough).fits
+    less = Memory(cpu_available=packed.needed_cpu - 1)
+    assert not plan(shape, Wishes(n_ctx=4096), less).fits
+    read = plan(shape, Wishes(n_ctx=4096, mmap=False), Memory())
+    assert read.reclaimable_cpu == 0
+    plain = plan(shape, Wishes(n_ctx=4096), Memory(repacked=frozenset()))
+    assert plain.reclaimable_cpu < MIB
+
+
 def test_cpu_counts_repacked_weights_beside_the_mapped_file(shapes):
     shape = shapes["small"]
     plain = plan(shape, Wishes(), Memory(repacked=frozenset()))

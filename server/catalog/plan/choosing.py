@@ -208,9 +208,9 @@ class _Search:
             over.append(
                 f"{gib(smallest.total_gpu)} on a GPU that has {gib(plan.limit_gpu)} to give"
             )
-        if smallest.limit_cpu is not None and smallest.total_cpu > smallest.limit_cpu:
+        if smallest.limit_cpu is not None and smallest.needed_cpu > smallest.limit_cpu:
             over.append(
-                f"{gib(smallest.total_cpu)} of system memory, of which {gib(smallest.limit_cpu)} is available"
+                f"{gib(smallest.needed_cpu)} of system memory, of which {gib(smallest.limit_cpu)} is available"
             )
         return (
             f"{smallest.slots} × {smallest.n_ctx} tokens with {smallest.kv_type} KV need "
@@ -238,7 +238,7 @@ def _by_kv_alone(one: Plan) -> int:
     bounds = [_MOST_SLOTS]
     for total, limit, kv in (
         (one.total_gpu, one.limit_gpu, one.kv_gpu),
-        (one.total_cpu, one.limit_cpu, one.kv_cpu),
+        (one.needed_cpu, one.limit_cpu, one.kv_cpu),
     ):
         if kv and limit is not None:
             # The first slot's own cells are given back: rounding may have made them more.

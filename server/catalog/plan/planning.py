@@ -53,6 +53,7 @@ class Wishes:
     n_cpu_moe: int | Auto = "auto"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     mmap: bool = True
+    mlock: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no model could have."""
@@ -122,6 +123,9 @@ class Plan:
     """The process beside llama.cpp's buffers."""
     total_gpu: int
     total_cpu: int
+    reclaimable_cpu: int
+    """Of `total_cpu`, pages of the mapped file that are read once, to copy them elsewhere: the system
+    takes them back when it needs memory."""
     limit_gpu: int
     limit_cpu: int | None
     fits: bool
@@ -138,6 +142,11 @@ class Plan:
     flash_attention: bool
     estimated: bool
     """Whether compute buffers are an estimate with a margin, not a replay of llama.cpp's own."""
+
+    @property
+    def needed_cpu(self) -> int:
+        """System memory without which it cannot run."""
+        return self.total_cpu - self.reclaimable_cpu
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields; sizes in bytes."""
@@ -234,6 +243,7 @@ class Planner:
         compute_gpu = compute.gpu + compute.gpu // _COMPUTE_MARGIN
         total_gpu = weights.gpu + cache.gpu + compute_gpu + overhead
         total_cpu = weights.cpu + cache.cpu + compute.cpu + output + process
+        reclaimable = 0 if wishes.mlock else weights.evictable
         limit = memory.cpu_available
         return Plan(
             weights_gpu=weights.gpu,
@@ -248,9 +258,11 @@ class Planner:
             overhead_cpu=process,
             total_gpu=total_gpu,
             total_cpu=total_cpu,
+            reclaimable_cpu=reclaimable,
             limit_gpu=memory.gpu_limit,
             limit_cpu=limit,
-            fits=total_gpu <= memory.gpu_limit and (limit is None or total_cpu <= limit),
+            fits=total_gpu <= memory.gpu_limit
+            and (limit is None or total_cpu - reclaimable <= limit),
             n_gpu_layers=where.n_gpu_layers,
             n_cpu_moe=where.n_cpu_moe,
             n_layers=self.all_layers,

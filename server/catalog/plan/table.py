@@ -209,6 +209,8 @@ def _breakdown(shown: Plan) -> str:
         ("total", shown.total_gpu, shown.total_cpu),
     ):
         rows.append([name, mib(gpu), mib(cpu)])
+    if shown.reclaimable_cpu:
+        rows.append(["of it, file pages read once", mib(0), mib(shown.reclaimable_cpu)])
     return columns(rows if shown.limit_gpu else [[row[0], row[2]] for row in rows])
 
 

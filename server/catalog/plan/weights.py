@@ -46,6 +46,8 @@ class WeightBytes:
     """What the file's mapped range (or the buffer, without mmap) comes to."""
     repacked: int
     """Anonymous memory beside it: matrices in another order, for the CPU's vector units."""
+    evictable: int
+    """Of `mapped`, pages of the file that hold what lies elsewhere: read once while loading."""
 
     @property
     def cpu(self) -> int:
@@ -100,10 +102,12 @@ def weight_bytes(shape: ModelShape, where: Placement) -> WeightBytes:
             cpu.append(weight)
     if shape.tied:
         _add_tied_head(shape, where, split, gpu, repacked)
+    mapped = _mapped(cpu) if where.mmap else _summed(cpu)
     return WeightBytes(
         gpu=sum(padded(_gpu_bytes(weight), _GPU_ALIGNMENT) for weight in gpu),
-        mapped=_mapped(cpu) if where.mmap else _summed(cpu),
+        mapped=mapped,
         repacked=_summed(repacked),
+        evictable=max(mapped - _summed(cpu), 0) if where.mmap else 0,
     )
 
 
