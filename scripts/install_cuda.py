@@ -144,6 +144,9 @@ def run(command: list[str], patience: float = 120.0) -> subprocess.CompletedProc
         # One that waits within a driver that hangs cannot even be killed: do not wait for it too.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
         said = f"{command[0]} did not answer within {patience:g} s"
         return subprocess.CompletedProcess(command, HANGS, "", said)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
