@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 from server.assembly.sizing import Sized
-from server.catalog.gguf import check
-from server.catalog.plan import Plan, compare, describe
+from server.catalog.gguf import check_parts
+from server.catalog.plan import Plan, compare, describe, read_shape
 from server.core.clock import Clock
-from server.core.errors import ConfigError, OnegpuError
+from server.core.errors import ConfigError, ModelFileError, OnegpuError
 from server.engine.inprocess import InProcessEngine
 from server.engine.interface import Backend, BackendLoader
 from server.engine.scheduler import SchedulerLimits
@@ -76,10 +76,10 @@ def scheduler_limits(sized: Sized) -> SchedulerLimits:
 def build_engine(sized: Sized, prompters: Sequence[Prompter], clock: Clock) -> InProcessEngine:
     """Make an engine that loads the model when it is started. Raises `ConfigError`."""
     params = llama_params(sized)
-    return InProcessEngine(_loader(params, sized.plan, prompters), scheduler_limits(sized), clock)
+    return InProcessEngine(_loader(params, sized, prompters), scheduler_limits(sized), clock)
 
 
-def _loader(params: LlamaParams, plan: Plan, prompters: Sequence[Prompter]) -> BackendLoader:
+def _loader(params: LlamaParams, sized: Sized, prompters: Sequence[Prompter]) -> BackendLoader:
     """Load in the engine thread; templates are compiled before the engine counts as ready."""
 
     def load(progress: Callable[[float], None]) -> Backend:
@@ -88,7 +88,7 @@ def _loader(params: LlamaParams, plan: Plan, prompters: Sequence[Prompter]) -> B
         from server.llama.probe import probe  # noqa: PLC0415
 
         # Some files abort llama.cpp: what the header does not show, a child process finds out.
-        check(params.path)
+        _check_planned(sized)
         progress(0.0)
         probe(params.path, params.adapter)
         backend = load_backend(params)(progress)
@@ -98,10 +98,25 @@ def _loader(params: LlamaParams, plan: Plan, prompters: Sequence[Prompter]) -> B
         except OnegpuError:
             backend.shutdown()
             raise
-        _report(backend, plan)
+        _report(backend, sized.plan)
         return backend
 
     return load
+
+
+def _check_planned(sized: Sized) -> None:
+    """Raise `ModelFileError` if the file is unsound, or not the one that memory was planned for.
+
+    A model is loaded again and again while the server runs; meanwhile its file may be replaced.
+    """
+    path = sized.group.model.path
+    now, planned = read_shape(check_parts(path)), sized.shape
+    if (now.layers, now.weights, now.n_vocab) == (planned.layers, planned.weights, planned.n_vocab):
+        return
+    raise ModelFileError(
+        f"{path} was replaced by a model of another shape since the server started, so what it "
+        "takes was not planned for. Restart the server."
+    )
 
 
 def _report(backend: Backend, plan: Plan) -> None:

@@ -82,6 +82,7 @@ class Sized:
     """A group with its sizes settled, and what they take."""
 
     group: Group
+    shape: ModelShape
     sizes: Sizes
     plan: Plan
     reason: str
@@ -149,13 +150,14 @@ def _has_auto(group: Group) -> bool:
 def _size(group: Group, memory: Memory, left: Memory) -> Sized:
     shape = read_shape(check_parts(group.model.path))
     wishes = _wishes(group, shape)
+    if isinstance(wishes.n_ctx, int):  # before anything of that length is proposed
+        check_context(shape, wishes.n_ctx, _rope(group.model))
     choice = choose(shape, wishes, left) if _has_auto(group) else Choice(None)
     if choice.best is None:
         choice = choose(shape, wishes, memory)
     best = choice.best
     if best is None:
         raise ConfigError(_refusal(group, choice))
-    check_context(shape, best.n_ctx, _rope(group.model))
     layers: int | Literal["auto", "all"] = best.n_gpu_layers
     if not memory.has_gpu:
         layers = group.model.n_gpu_layers
@@ -171,7 +173,7 @@ def _size(group: Group, memory: Memory, left: Memory) -> Sized:
     )
     partly = memory.has_gpu and best.n_gpu_layers < best.n_layers
     told = choice.reason if partly or _has_auto(group) else ""
-    return Sized(group, sizes, best, told, _footprint(group, best, memory))
+    return Sized(group, shape, sizes, best, told, _footprint(group, best, memory))
 
 
 def _wishes(group: Group, shape: ModelShape) -> Wishes:

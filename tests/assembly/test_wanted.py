@@ -142,5 +142,7 @@ def test_auto_sizes_are_chosen_and_what_cannot_fit_is_refused_with_what_would(tm
 
 def test_a_context_beyond_training_is_refused_but_a_default_gives_way(tmp_path) -> None:
     names = read(tmp_path, f"model: {{path: {DEMO}}}\nengine: {{n_ctx: 1000000, slots: 1}}")
-    with pytest.raises(ConfigError, match="trained for"):
-        sized(grouped(names, PLENTY), PLENTY)
+    for memory in (PLENTY, Memory(cpu_available=2**29)):
+        # Whether it fits or not: what would fit must not be as long.
+        with pytest.raises(ConfigError, match="trained for"):
+            sized(grouped(names, memory), memory)

@@ -1,0 +1,46 @@
+"""The engine of one context: what it refuses to load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from server.assembly.engine import build_engine
+from server.assembly.sizing import grouped, sized
+from server.assembly.wanted import wanted
+from server.catalog.plan import Memory
+from server.core.clock import SystemClock
+from server.core.errors import ModelFileError
+from server.settings import Settings
+from tests.models import ModelSpec, write_model
+
+pytestmark = [pytest.mark.anyio, pytest.mark.native]
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [(ModelSpec(layers=4), "replaced by a model of another shape"), (None, "does not exist")],
+)
+async def test_a_file_that_memory_was_not_planned_for_is_not_loaded(
+    tmp_path: Path, spec: ModelSpec | None, told: str
+) -> None:
+    path = write_model(tmp_path / "m.gguf", ModelSpec())
+    settings = Settings.model_validate({"model": {"path": path}, "engine": {"n_ctx": 256}})
+    memory = Memory(cpu_available=2**40)
+    (one,) = sized(grouped(wanted(settings, Path), memory), memory)
+    path.unlink()
+    if spec is not None:
+        shutil.move(write_model(tmp_path / "other.gguf", spec), path)
+    engine = build_engine(one, (), SystemClock())
+    engine.start()
+    with pytest.raises(ModelFileError, match=told):
+        await engine.wait_loaded()
+    await engine.stop()
+    # The same shape with other weights is what a user means by an update.
+    write_model(path, ModelSpec(seed=5))
+    engine = build_engine(one, (), SystemClock())
+    engine.start()
+    await engine.wait_loaded()
+    await engine.stop()
