@@ -124,5 +124,5 @@ def _phi3() -> CatalogueModel:
         n_ctx_train=4096,
         n_params=3.82e9,
         license="mit",
-        aliases=("phi3", "phi3:mini", "phi3:3.8b", "phi-3:mini", "phi-3-mini"),
+        aliases=("phi3", "phi3:mini", "phi3:3.8b", "phi3:mini-4k", "phi-3:mini", "phi-3-mini"),
     )

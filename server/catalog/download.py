@@ -15,12 +15,13 @@ from pathlib import Path, PurePosixPath
 from server.catalog.download_choice import QuantChooser, size_text
 from server.catalog.download_lock import exclusive, lock_path
 from server.catalog.download_progress import Progress, Silent
-from server.catalog.download_selection import Selector
+from server.catalog.download_selection import Selector, exact_reference
 from server.catalog.download_transfer import Partial
 from server.catalog.hub import Hub, HubOptions
 from server.catalog.hub_errors import CLIENT_ERRORS, Backoff, HubError, told
 from server.catalog.hub_files import Candidate, HubFile, Listing, check_parts, parts_of
 from server.catalog.library import Library
+from server.catalog.library_entries import size_of
 from server.catalog.library_manifest import (
     Manifest,
     ManifestFile,
@@ -117,7 +118,8 @@ class _Puller:
                 "verified. Choose another repository."
             )
         # The quantization is known only now: it may be here under its full name.
-        found = self._library.find_entry(replace(self._ref, quant=candidate.quant))
+        name = exact_reference(self._ref, listing, candidate)
+        found = self._library.find_entry(name)
         if found is not None:
             self._progress.say(f"{found.name} is there ({found.source}): {found.path}")
             return found.path
@@ -126,7 +128,7 @@ class _Puller:
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         with exclusive(lock_path(targets[0]), waiting=self._waiting):
             if not self._complete(targets[0], candidate):
-                self._download(listing, candidate, targets)
+                self._download(str(name), listing, candidate, targets)
         return targets[0]
 
     def _listing(self, repo: str, revision: str | None) -> Listing:
@@ -152,18 +154,23 @@ class _Puller:
         if manifest is None or not manifest.complete:
             return False
         there = [(file.size, file.sha256) for file in manifest.files]
-        sizes = [_size(first.parent / file.name) for file in manifest.files]
+        sizes = [size_of(first.parent / file.name) for file in manifest.files]
         return there == wanted and sizes == [size for size, _ in wanted]
 
-    def _download(self, listing: Listing, candidate: Candidate, targets: list[Path]) -> None:
+    def _download(
+        self, name: str, listing: Listing, candidate: Candidate, targets: list[Path]
+    ) -> None:
         partials = [Partial(t, f) for t, f in zip(targets, candidate.files, strict=True)]
-        # From here on nothing of it counts as complete, whatever becomes of this process.
-        manifest = self._manifest(listing, candidate, targets)
-        write_manifest(targets[0], manifest)
-        for partial in partials:
-            partial.adopt()
         self._drop_stale(partials)
         self._check_room(partials)
+        # From here on nothing of it counts as complete, whatever becomes of this process.
+        manifest = self._manifest(name, listing, candidate, targets)
+        write_manifest(targets[0], manifest)
+        for partial in partials:
+            if partial.adopt():
+                self._progress.say(f"{partial.target} is there, unverified; checking it")
+            elif partial.target.exists():
+                self._progress.say(f"{partial.target} is not the hub's; it will be replaced")
         self._recover(partials)
         self._fetch(listing, candidate, partials)
         for partial in partials:
@@ -182,7 +189,7 @@ class _Puller:
                     path.unlink()
 
     def _check_room(self, partials: list[Partial]) -> None:
-        missing = sum(partial.file.size - partial.there for partial in partials)
+        missing = sum(partial.missing for partial in partials)
         folder = partials[0].target.parent
         free = self._machine.free_bytes(folder)
         if missing + _SPARE_BYTES > free:
@@ -231,11 +238,12 @@ class _Puller:
                 )
             self._progress.say(f"{partial.target.name}: what was there is unsound; getting it anew")
 
-    def _manifest(self, listing: Listing, candidate: Candidate, targets: list[Path]) -> Manifest:
-        name = replace(self._ref, quant=candidate.quant)
+    def _manifest(
+        self, name: str, listing: Listing, candidate: Candidate, targets: list[Path]
+    ) -> Manifest:
         folder = targets[0].parent
         return Manifest(
-            name=str(name),
+            name=name,
             requested=str(self._ref),
             repo=listing.repo,
             revision=listing.commit,
@@ -261,7 +269,3 @@ def _label(partials: list[Partial]) -> str:
     first: HubFile = partials[0].file
     name = PurePosixPath(first.path).name
     return name if len(partials) == 1 else f"{name} and {len(partials) - 1} more"
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None

@@ -33,6 +33,8 @@ def exclusive(path: Path, *, waiting: Callable[[], None]) -> Iterator[None]:
 def _acquire(path: Path, waiting: Callable[[], None]) -> int:
     told = False
     while True:
+        # Who held the lock until now may have removed the model with its folder.
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
 from server.catalog.download_choice import Chosen, QuantChooser, size_text
 from server.catalog.download_progress import Progress
-from server.catalog.hub_files import Candidate, Listing, candidates
+from server.catalog.hub_errors import HubError
+from server.catalog.hub_files import (
+    Candidate,
+    Listing,
+    candidates,
+    every_candidate,
+    is_whole_upload,
+)
 from server.catalog.library import Library
 from server.catalog.references import ModelRef, nearest
-from server.core.errors import ConfigError, ModelFileError
+from server.core.errors import ConfigError, ModelFileError, OnegpuError
 
 
 class Selector:
@@ -41,44 +50,78 @@ class Selector:
         begun = self._library.begun(self._ref)
         if begun is not None:
             # The chooser might choose otherwise today, and the bytes of yesterday were lost.
-            self._progress.say(f"going on with {begun.quant}, begun earlier")
-            return self._by_name(replace(self._ref, quant=begun.quant))
+            listing = self._listing(begun.repo, self._ref.revision)
+            try:
+                candidate = _by_file(listing, begun.file)
+            except (ConfigError, ModelFileError):
+                self._progress.say(
+                    f"{begun.quant} was begun earlier, but {begun.repo} has it no more"
+                )
+            else:
+                self._progress.say(f"going on with {begun.quant}, begun earlier")
+                return listing, candidate
         return self._by_choice()
 
     def _by_name(self, ref: ModelRef) -> tuple[Listing, Candidate]:
         preferred = self._library.catalogue.locate(ref).repo
         repos = self._library.catalogue.repositories(ref)
-        failure: ConfigError | None = None
+        failure: OnegpuError | None = None
         for repo in sorted(repos, key=lambda each: each != preferred):
-            listing = self._listing(repo, ref.revision)
             try:
+                listing = self._listing(repo, ref.revision)
                 return listing, _named(listing, ref)
-            except ConfigError as error:
+            except (ConfigError, ModelFileError) as error:
                 failure = failure or error
+            except HubError:
+                # A mirror need not have the second choice; what the first one has is the news.
+                if failure is None:
+                    raise
         raise failure or ConfigError(f"{ref} names no repository.")
 
     def _by_choice(self) -> tuple[Listing, Candidate]:
         refused: Chosen | None = None
+        by_name = self._ref
         for repo in self._library.catalogue.repositories(self._ref):
-            listing = self._listing(repo, self._ref.revision)
-            chosen = self._chooser(candidates(listing))
+            try:
+                listing = self._listing(repo, self._ref.revision)
+            except HubError:
+                if refused is None:
+                    raise
+                continue
+            found = candidates(listing)
+            chosen = self._chooser([c for c in found if is_whole_upload(c)] or found)
             if chosen.fits:
                 self._progress.say(chosen.reason)
                 return listing, chosen.candidate
-            refused = refused or chosen
+            if refused is None:
+                refused, by_name = chosen, exact_reference(self._ref, listing, chosen.candidate)
         if refused is None:
             raise ConfigError(f"{self._ref} names no repository.")
-        by_name = replace(self._ref, quant=refused.candidate.quant)
         raise ModelFileError(
             f"Nothing of {self._ref} fits: {refused.reason}. Name the quantization to get it all "
-            f"the same: onegpu pull {by_name}"
+            f"the same: onegpu pull {shlex.quote(str(by_name))}"
         )
 
 
-def _named(listing: Listing, ref: ModelRef) -> Candidate:
-    found = candidates(listing)
+def exact_reference(ref: ModelRef, listing: Listing, candidate: Candidate) -> ModelRef:
+    """Return the reference that means `candidate` and nothing else in `listing`.
+
+    By its quantization where that is enough, else by its file.
+    """
     if ref.file is not None:
-        return _by_file(listing, found, ref.file)
+        return ref
+    same = [c for c in candidates(listing) if c.quant == candidate.quant]
+    if len(same) == 1 and re.fullmatch(r"[A-Z0-9_.-]+", candidate.quant):
+        return replace(ref, quant=candidate.quant)
+    file = candidate.files[0].path
+    name = f"hf:{listing.repo}/{file}"
+    return ModelRef("hub", name, repo=listing.repo, file=file, revision=ref.revision)
+
+
+def _named(listing: Listing, ref: ModelRef) -> Candidate:
+    if ref.file is not None:
+        return _by_file(listing, ref.file)
+    found = candidates(listing)
     quant = ref.quant or ""
     by_quant = [candidate for candidate in found if candidate.quant == quant]
     # UD-Q4_K_XL may be asked for as Q4_K_XL.
@@ -92,7 +135,8 @@ def _named(listing: Listing, ref: ModelRef) -> Candidate:
     raise ConfigError(f"{listing.repo} has no {quant}. It has {there}.")
 
 
-def _by_file(listing: Listing, found: list[Candidate], name: str) -> Candidate:
+def _by_file(listing: Listing, name: str) -> Candidate:
+    found = every_candidate(listing)
     for candidate in found:
         if name in {file.path for file in candidate.files}:
             return candidate

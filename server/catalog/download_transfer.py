@@ -46,6 +46,11 @@ class Partial:
         return size if size <= self.file.size else 0
 
     @property
+    def missing(self) -> int:
+        """Bytes that are still to come; none where a file of this size waits to be adopted."""
+        return 0 if self._adoptable else self.file.size - self.there
+
+    @property
     def sound(self) -> bool:
         """Whether it is whole and its checksum is the hub's."""
         return self._have == self.file.size and self._digest.hexdigest() == self.file.sha256
@@ -55,15 +60,21 @@ class Partial:
         """SHA-256 of what is there, hexadecimal."""
         return self._digest.hexdigest()
 
-    def adopt(self) -> None:
+    def adopt(self) -> bool:
         """Take a file that has the final name and size, but was not verified under it.
 
-        It was renamed just before its process was killed, or somebody put it there.
+        It was renamed just before its process was killed, or somebody put it there. Returns whether there was one.
         """
+        if not self._adoptable:
+            return False
+        self.target.replace(self.path)
+        return True
+
+    @property
+    def _adoptable(self) -> bool:
         if self.path.exists() or not self.target.is_file():
-            return
-        if self.target.stat().st_size == self.file.size:
-            self.target.replace(self.path)
+            return False
+        return self.target.stat().st_size == self.file.size
 
     def recover(self, progress: Progress) -> None:
         """Hash what an earlier run left."""

@@ -35,6 +35,8 @@ class Foreign:
     files: tuple[Path, ...]
     size: int
     repo: str | None = None
+    in_repository: tuple[str, ...] = ()
+    """The files' paths in the repository, where they are known."""
 
 
 def usual_ollama_folders() -> tuple[Path, ...]:
@@ -89,10 +91,15 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _ollama_model(folder: Path, path: Path, registry: str, model: str, tag: str) -> Foreign | None:
     manifest = _json(path)
-    layers = manifest.get("layers") or []
-    layer = next((each for each in layers if each.get("mediaType") == _MODEL_LAYER), None)
-    if layer is None:
+    layers = manifest.get("layers")
+    models = [
+        each
+        for each in (layers if isinstance(layers, list) else [])
+        if isinstance(each, dict) and each.get("mediaType") == _MODEL_LAYER
+    ]
+    if len(models) != 1:  # none, or parts that only Ollama puts together
         return None
+    layer = models[0]
     blob = folder / "blobs" / str(layer.get("digest", "")).replace(":", "-")
     try:
         # Size as promised: Ollama itself may be writing the file just now.
@@ -101,11 +108,11 @@ def _ollama_model(folder: Path, path: Path, registry: str, model: str, tag: str)
         blob.open("rb").close()
     except OSError:
         return None
-    config = (
-        folder / "blobs" / str((manifest.get("config") or {}).get("digest", "")).replace(":", "-")
-    )
+    about = manifest.get("config")
+    digest = about.get("digest", "") if isinstance(about, dict) else ""
+    config = folder / "blobs" / str(digest).replace(":", "-")
     quant = str(_json(config).get("file_type") or "").upper() or None
-    size = blob.stat().st_size
+    size = int(layer["size"])
     if registry == _REGISTRY:
         return Foreign(f"{model}:{tag}", "Ollama", quant, blob, (blob,), size)
     host, _, owner = registry.partition("/")
@@ -134,17 +141,23 @@ def _snapshots(repository: Path) -> list[Path]:
 
 
 def _snapshot_models(snapshot: Path, repo: str) -> Iterator[Foreign]:
-    files = [
-        HubFile(str(path.relative_to(snapshot)), path.stat().st_size, None)
-        for path in sorted(snapshot.rglob("*.gguf"))
-        if path.is_file()
-    ]
+    files = []
+    for path in sorted(snapshot.rglob("*.gguf")):
+        try:
+            files.append(HubFile(path.relative_to(snapshot).as_posix(), path.stat().st_size, None))
+        except OSError:  # a link to a blob that was removed
+            continue
     if not files:
         return
-    for candidate in _listed(Listing(repo, snapshot.name, tuple(files))):
+    listed = list(_listed(Listing(repo, snapshot.name, tuple(files))))
+    for candidate in listed:
         paths = tuple(snapshot / file.path for file in candidate.files)
-        name = f"hf:{repo}:{candidate.quant}"
-        yield Foreign(name, "hub cache", candidate.quant, paths[0], paths, candidate.size, repo)
+        alone = sum(other.quant == candidate.quant for other in listed) == 1
+        inside = tuple(file.path for file in candidate.files)
+        name = f"hf:{repo}:{candidate.quant}" if alone else f"hf:{repo}/{inside[0]}"
+        yield Foreign(
+            name, "hub cache", candidate.quant, paths[0], paths, candidate.size, repo, inside
+        )
 
 
 def _listed(listing: Listing) -> Iterator[Candidate]:

@@ -10,10 +10,16 @@ from pathlib import Path, PurePosixPath
 from server.catalog.references import QUANT, canonical_quant
 from server.core.errors import ModelFileError
 
-_SPLIT = re.compile(r"^(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
+_SPLIT = re.compile(
+    r"^(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>(?!00000)\d{5})(?P<suffix>\.gguf)$", re.IGNORECASE
+)
 # The last one in a name counts: Qwen3-Q-Star-IQ4_XS is IQ4_XS.
 _QUANT_IN_NAME = re.compile(rf"(?<![A-Z0-9])({QUANT})(?![A-Z0-9_])")
-_NOT_MODELS = ("mmproj", "imatrix")
+_NOT_MODELS = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+_BESIDE_MODELS = re.compile(
+    r"(?<![A-Z])(vocab|tokenizer|lora|adapter|draft)(?![A-Z])", re.IGNORECASE
+)
+"""What a name may say that is not the model itself; a merged model may say it too."""
 _UNQUANTIZED = frozenset({"F16", "BF16", "F32"})
 
 
@@ -61,24 +67,32 @@ class Candidate:
 def candidates(listing: Listing) -> list[Candidate]:
     """Return the models in `listing`, largest first.
 
+    Adapters, vocabularies and draft models are left out where there is anything else.
     Raises `ModelFileError` for a repository without GGUF files, naming the formats that it has.
     """
-    groups: dict[str, list[HubFile]] = {}
+    found = every_candidate(listing)
+    return [c for c in found if not _BESIDE_MODELS.search(c.files[0].path)] or found
+
+
+def every_candidate(listing: Listing) -> list[Candidate]:
+    """Return what can be asked for by its file's name, as `candidates` does."""
+    groups: dict[tuple[str, str], list[HubFile]] = {}
     for file in listing.files:
-        name = PurePosixPath(file.path).name
-        if name.lower().endswith(".gguf") and not any(n in name.lower() for n in _NOT_MODELS):
+        if file.path.lower().endswith(".gguf") and not _NOT_MODELS.search(file.path):
             split = _SPLIT.match(file.path)
-            groups.setdefault(split["stem"] if split else file.path, []).append(file)
+            # The same model may lie there split in two and split in three.
+            key = (split["stem"], split["parts"]) if split else (file.path, "")
+            groups.setdefault(key, []).append(file)
     if not groups:
         raise ModelFileError(_no_gguf(listing))
-    found = [_candidate(stem, files, listing) for stem, files in groups.items()]
+    found = [_candidate(stem, files, listing) for (stem, _), files in groups.items()]
     return sorted(found, key=lambda candidate: (-candidate.size, candidate.files[0].path))
 
 
 def quant_of(path: str) -> str | None:
     """Return the quantization that a file's name tells, None when it tells none."""
     split = _SPLIT.match(path)
-    stem = split["stem"] if split else path.removesuffix(".gguf")
+    stem = split["stem"] if split else _without_suffix(path)
     found = _QUANT_IN_NAME.findall(PurePosixPath(stem).name.upper())
     # Some publishers name only the folder of the parts after the quantization.
     found = found or _QUANT_IN_NAME.findall(stem.upper())
@@ -91,7 +105,8 @@ def split_siblings(name: str) -> tuple[str, ...]:
     if split is None:
         return (name,)
     parts = int(split["parts"])
-    return tuple(f"{split['stem']}-{i:05d}-of-{split['parts']}.gguf" for i in range(1, parts + 1))
+    tail = f"-of-{split['parts']}{split['suffix']}"
+    return tuple(f"{split['stem']}-{i:05d}{tail}" for i in range(1, parts + 1))
 
 
 def parts_of(target: Path) -> list[Path]:
@@ -101,6 +116,13 @@ def parts_of(target: Path) -> list[Path]:
     except OSError:
         return []
     return [p for p in there if p.name.startswith(f"{target.name}.") and p.name.endswith(".part")]
+
+
+def is_whole_upload(candidate: Candidate) -> bool:
+    """Whether every part is there, with a checksum."""
+    there = [file.path for file in candidate.files]
+    known = all(file.sha256 is not None for file in candidate.files)
+    return known and list(split_siblings(there[0])) == there
 
 
 def check_parts(candidate: Candidate) -> None:
@@ -116,7 +138,7 @@ def check_parts(candidate: Candidate) -> None:
 
 def _candidate(stem: str, files: list[HubFile], listing: Listing) -> Candidate:
     files = sorted(files, key=lambda file: file.path)
-    name = PurePosixPath(stem).name.removesuffix(".gguf")
+    name = _without_suffix(PurePosixPath(stem).name)
     return Candidate(
         quant_of(files[0].path) or canonical_quant(name),
         sum(file.size for file in files),
@@ -124,6 +146,10 @@ def _candidate(stem: str, files: list[HubFile], listing: Listing) -> Candidate:
         listing.repo,
         listing.commit,
     )
+
+
+def _without_suffix(path: str) -> str:
+    return path[: -len(".gguf")] if path.lower().endswith(".gguf") else path
 
 
 def _no_gguf(listing: Listing) -> str:

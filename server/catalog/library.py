@@ -23,35 +23,30 @@ from server.catalog.foreign_stores import (
     usual_hub_cache,
     usual_ollama_folders,
 )
-from server.catalog.hub_files import parts_of, quant_of, split_siblings
-from server.catalog.library_manifest import SUFFIX, Manifest, manifest_path, read_manifest
-from server.catalog.references import ModelRef
+from server.catalog.hub_files import split_siblings
+from server.catalog.library_entries import (
+    Entry,
+    damaged_entry,
+    file_entry,
+    files_below,
+    foreign_entry,
+    leftovers,
+    paths_in_repository,
+    pulled_entry,
+)
+from server.catalog.library_manifest import SUFFIX, manifest_path, read_manifest, temporary_path
+from server.catalog.references import ModelRef, quant_name
 from server.core.errors import ConfigError, ModelFileError
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One model on this machine."""
+class Begun:
+    """A download that did not end."""
 
-    name: str
-    quant: str | None
-    size: int
-    """Bytes on disk, all parts."""
-    source: str
-    """`onegpu` (pulled), `file` (put there by hand), `Ollama`, `hub cache`."""
-    modified: float
-    """Seconds since the Unix epoch."""
-    path: Path
-    """What to open; the first part of a split one."""
-    files: tuple[Path, ...]
-    problem: str | None = None
-    """Why it cannot be served; None when it can."""
-    manifest: Manifest | None = None
-
-    @property
-    def ours(self) -> bool:
-        """Whether it lies in the models folder, so that `remove` may touch it."""
-        return self.source in ("onegpu", "file")
+    repo: str
+    file: str
+    """Path of its first file in the repository."""
+    quant: str
 
 
 class Library:
@@ -92,7 +87,7 @@ class Library:
         pulled = list(self._pulled())
         known = {path for entry in pulled for path in entry.files}
         loose = list(self._loose(known))
-        foreign = [_foreign_entry(each) for each in self._foreign()]
+        foreign = [foreign_entry(each) for each in self._foreign()]
         return sorted([*pulled, *loose, *foreign], key=lambda entry: (entry.name, entry.source))
 
     def named(self, text: str) -> list[Entry]:
@@ -110,7 +105,7 @@ class Library:
     def remove(self, entry: Entry) -> int:
         """Delete an entry's files, parts and manifest; return the bytes freed.
 
-        Raises `ConfigError` for what is not ours.
+        Raises `ConfigError` for what is not ours or is on its way, `ModelFileError` when the system refuses.
         """
         if not entry.ours:
             raise ConfigError(
@@ -120,23 +115,29 @@ class Library:
         def refuse() -> None:
             raise ConfigError(f"{entry.name} is being downloaded; stop that first.")
 
-        freed = 0
-        with exclusive(lock_path(entry.files[0]), waiting=refuse):
-            # The manifest goes last: killed in between, what is left is known as incomplete.
-            for path in (*entry.files, *_leftovers(entry.files)):
-                if path.exists() or path.is_symlink():
-                    freed += path.lstat().st_size
-                    path.unlink()
-            manifest_path(entry.files[0]).unlink(missing_ok=True)
+        freed, first = 0, entry.files[0]
+        try:
+            with exclusive(lock_path(first), waiting=refuse):
+                # The manifest goes last: killed in between, what is left is known as incomplete.
+                for path in (*entry.files, *leftovers(entry.files)):
+                    if path.exists() or path.is_symlink():
+                        freed += path.lstat().st_size
+                        path.unlink()
+                temporary_path(first).unlink(missing_ok=True)
+                manifest_path(first).unlink(missing_ok=True)
+        except OSError as error:
+            what = error.filename or entry.path
+            raise ModelFileError(f"{what} cannot be removed: {error.strerror or error}.") from error
         self._remove_empty_folders(entry.path.parent)
         return freed
 
-    def begun(self, ref: ModelRef) -> Manifest | None:
+    def begun(self, ref: ModelRef) -> Begun | None:
         """Return the download that was begun as `ref` and not ended."""
         for entry in self._pulled():
             manifest = entry.manifest
             if manifest and not manifest.complete and manifest.requested == str(ref):
-                return manifest
+                first = paths_in_repository(entry, self.models_dir)[0]
+                return Begun(manifest.repo, first, manifest.quant)
         return None
 
     def _find_file(self, ref: ModelRef) -> Entry | None:
@@ -148,13 +149,15 @@ class Library:
                 if entry.problem is not None:
                     raise ModelFileError(f"{path} cannot be served: {entry.problem}")
                 return replace(entry, path=path)
+        if path.suffix == ".part":
+            raise ModelFileError(f"{path} is a download that has not ended; it cannot be served.")
         missing = [n for n in split_siblings(path.name) if not path.with_name(n).is_file()]
         if missing:
             raise ModelFileError(f"{path} is a part of a split model; {missing[0]} is missing.")
-        return _file_entry(path, str(path))
+        return file_entry(path, str(path))
 
     def _find_foreign(self, ref: ModelRef) -> Entry | None:
-        wanted = [_foreign_entry(each) for each in self._foreign() if self._is_foreign(each, ref)]
+        wanted = [foreign_entry(each) for each in self._foreign() if self._is_foreign(each, ref)]
         whole = [e for e in wanted if all(is_whole(path) for path in e.files)]
         return self._best(whole, ref)
 
@@ -165,7 +168,9 @@ class Library:
             yield from hub_cache_models(self._hub_cache)
 
     def _is_foreign(self, foreign: Foreign, ref: ModelRef) -> bool:
-        if ref.revision is not None or ref.file is not None:
+        if ref.revision is not None:
+            return False
+        if ref.file is not None and ref.file not in foreign.in_repository:
             return False
         if ref.quant is not None and foreign.quant != ref.quant:
             return False
@@ -175,7 +180,12 @@ class Library:
             return False
         model = self.catalogue.model(ref)
         names = [n if ":" in n else f"{n}:latest" for n in (model.name, *model.aliases)]
-        return any(foreign.name == n or foreign.name.startswith(f"{n}-") for n in names)
+        # qwen3:4b-q8_0 is this model, qwen3:4b-instruct-2507-q8_0 is another one.
+        return any(
+            foreign.name == n
+            or (foreign.name.startswith(f"{n}-") and quant_name(foreign.name[len(n) + 1 :]))
+            for n in names
+        )
 
     def _matches(self, entry: Entry, ref: ModelRef) -> bool:
         manifest = entry.manifest
@@ -183,11 +193,12 @@ class Library:
             return False
         if manifest.repo.lower() not in {r.lower() for r in self.catalogue.repositories(ref)}:
             return False
-        if ref.file is not None and not ref.file.endswith(manifest.files[0].name):
+        if ref.file is not None and ref.file not in paths_in_repository(entry, self.models_dir):
             return False
         if ref.revision is not None and not manifest.revision.startswith(ref.revision):
             return str(ref) == manifest.requested
-        return ref.quant is None or ref.quant == manifest.quant
+        # UD-Q4_K_XL may have been asked for as Q4_K_XL.
+        return ref.quant in (None, manifest.quant) or str(ref) == manifest.requested
 
     def _best(self, found: list[Entry], ref: ModelRef) -> Entry | None:
         """Prefer what was pulled under this very name, then the largest."""
@@ -196,21 +207,23 @@ class Library:
         return next(iter([*asked, *by_size]), None)
 
     def _pulled(self) -> Iterator[Entry]:
-        for path in sorted(self.models_dir.rglob(f"*.gguf{SUFFIX}")):
+        for path in files_below(self.models_dir, f".gguf{SUFFIX}"):
             try:
                 manifest = read_manifest(path)
             except ModelFileError as error:
                 # One damaged note must not hide all other models.
-                yield _damaged_entry(path, error.message)
+                yield damaged_entry(path, error.message)
                 continue
             if manifest is not None and manifest.files:
-                yield _pulled_entry(path.parent, manifest)
+                yield pulled_entry(path.parent, manifest)
 
     def _loose(self, known: set[Path]) -> Iterator[Entry]:
-        for path in sorted(self.models_dir.rglob("*.gguf")):
-            parts = split_siblings(path.name)
-            if path not in known and path.is_file() and path.name == parts[0]:
-                yield _file_entry(path, str(path))
+        for path in files_below(self.models_dir, ".gguf"):
+            if path in known or not path.is_file():
+                continue
+            entry = file_entry(path, str(path))
+            known.update(entry.files)  # the other parts of a split model
+            yield entry
 
     def _remove_empty_folders(self, folder: Path) -> None:
         root = self.models_dir.resolve()
@@ -231,71 +244,4 @@ def open_library(
         builtin_catalogue(),
         ollama=usual_ollama_folders() if ollama is None else (ollama,),
         hub_cache=hub_cache or usual_hub_cache(),
-    )
-
-
-def _pulled_entry(folder: Path, manifest: Manifest) -> Entry:
-    files = tuple(folder / file.name for file in manifest.files)
-    sizes = [path.stat().st_size if path.is_file() else None for path in files]
-    parts = sum(path.stat().st_size for path in _leftovers(files))
-    there = sum(size or 0 for size in sizes) + parts
-    problem = None
-    if not manifest.complete:
-        total = sum(file.size for file in manifest.files)
-        share = f"{100 * there // max(total, 1)} % there"
-        problem = f"not complete ({share}); go on with: onegpu pull {manifest.requested}"
-    elif sizes != [file.size for file in manifest.files]:
-        problem = (
-            f"not the size that was verified; get it again with: onegpu pull {manifest.requested}"
-        )
-    modified = manifest_path(files[0]).stat().st_mtime
-    return Entry(
-        manifest.name,
-        manifest.quant,
-        there,
-        "onegpu",
-        modified,
-        files[0],
-        files,
-        problem,
-        manifest,
-    )
-
-
-def _damaged_entry(manifest: Path, problem: str) -> Entry:
-    path = manifest.with_name(manifest.name.removesuffix(SUFFIX))
-    size = path.stat().st_size if path.is_file() else 0
-    modified = manifest.stat().st_mtime
-    return Entry(str(path), quant_of(path.name), size, "onegpu", modified, path, (path,), problem)
-
-
-def _leftovers(files: tuple[Path, ...]) -> list[Path]:
-    return [part for path in files for part in parts_of(path)]
-
-
-def _file_entry(path: Path, name: str) -> Entry:
-    files = tuple(path.with_name(part) for part in split_siblings(path.name))
-    there = [file for file in files if file.is_file()]
-    problem = None if len(there) == len(files) else f"{len(files) - len(there)} parts are missing"
-    return Entry(
-        name,
-        quant_of(path.name),
-        sum(file.stat().st_size for file in there),
-        "file",
-        path.stat().st_mtime,
-        path,
-        files,
-        problem,
-    )
-
-
-def _foreign_entry(foreign: Foreign) -> Entry:
-    return Entry(
-        foreign.name,
-        foreign.quant,
-        foreign.size,
-        foreign.store,
-        foreign.path.stat().st_mtime,
-        foreign.path,
-        foreign.files,
     )

@@ -48,10 +48,15 @@ def manifest_path(first_file: Path) -> Path:
     return first_file.with_name(first_file.name + SUFFIX)
 
 
+def temporary_path(first_file: Path) -> Path:
+    """Return where a manifest is written before it gets its name; who writes holds the model's lock."""
+    return first_file.with_name(f".{first_file.name}{SUFFIX}.tmp")
+
+
 def write_manifest(first_file: Path, manifest: Manifest) -> None:
     """Write it so that a reader sees the old one or the new one, never a part."""
     path = manifest_path(first_file)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(first_file)
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(asdict(manifest), file, indent=1)
         file.write("\n")
@@ -93,8 +98,10 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     files = tuple(ManifestFile(f["name"], f["size"], f["sha256"]) for f in document["files"])
     for file in files:
         # `rm` deletes what stands here: never outside of the folder.
-        if Path(file.name).name != file.name:
+        if Path(file.name).name != file.name or file.name in ("", ".."):
             raise KeyError(file.name)
+        if not isinstance(file.size, int):
+            raise TypeError(f"a size of {file.size!r}")
     texts = [str(document[key]) for key in ("name", "requested", "repo", "revision", "quant")]
     name, requested, repo, revision, quant = texts
     return Manifest(

@@ -18,6 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 from server.core.errors import ConfigError
 
@@ -29,7 +30,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})"
     r"(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._-]*)|/(?:resolve|blob)/(?P<from_url>[^/:]+)(?=/))?"
-    r"(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[A-Za-z0-9_.-]+))?",
+    r"(?:/(?P<file>[^:]+\.(?i:gguf))|:(?P<quant>[A-Za-z0-9_.-]+))?",
 )
 _COMMON_QUANTS = (
     *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS"),
@@ -114,7 +115,9 @@ def hub_hint(ref: ModelRef) -> str:
 
 
 def _hub_reference(text: str, rest: str) -> ModelRef:
-    rest = rest.partition("?")[0].rstrip("/")
+    if text.lower().startswith("https://"):
+        rest = unquote(rest.partition("?")[0])  # as a browser's address line has it
+    rest = rest.rstrip("/")
     match = _HUB.fullmatch(rest)
     if match is None or ".." in rest:
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from server.cli.pull_options import add_library_flags, library_of, load_settings
 
 if TYPE_CHECKING:
-    from server.catalog.library import Entry
+    from server.catalog.library_entries import Entry
     from server.cli.parsing import Commands
 
 _DESCRIPTION = """\

@@ -10,7 +10,8 @@ from server.cli.pull_options import add_library_flags, library_of, load_settings
 from server.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from server.catalog.library import Entry, Library
+    from server.catalog.library import Library
+    from server.catalog.library_entries import Entry
     from server.cli.parsing import Commands
 
 _DESCRIPTION = """\
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     library = library_of(load_settings(options))
     # All names first: a mistake in the last one must not come after a removal.
-    entries = [_one(library, name) for name in options.name]
+    entries = dict.fromkeys(_one(library, name) for name in options.name)
     for entry in entries:
         if not options.yes and not _confirmed(entry):
             print(f"{entry.name} stays.")

@@ -16,7 +16,8 @@ from server.core.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
     from server.catalog.gguf import GgufHeader
-    from server.catalog.library import Entry, Library
+    from server.catalog.library import Library
+    from server.catalog.library_entries import Entry
     from server.cli.parsing import Commands
 
 _DESCRIPTION = """\

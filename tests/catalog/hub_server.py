@@ -36,7 +36,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 _LFS = (".gguf", ".safetensors")
 _CHUNK = 64 * 1024
@@ -248,7 +248,7 @@ class _HubHandler(_Handler):
             return
         headers["X-Linked-Size"] = str(len(data))
         headers["X-Linked-ETag"] = f'"{digest}"'
-        headers["Location"] = f"{self.hub.cdn}/cdn/{name}?repo={repo}"
+        headers["Location"] = f"{self.hub.cdn}/cdn/{quote(name)}?repo={repo}"
         self.answer(302, headers)
 
 

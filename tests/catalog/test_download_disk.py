@@ -78,3 +78,48 @@ def test_a_disk_that_fills_up_says_how_much_is_missing(hub, tmp_path) -> None:
             backoff=Backoff(1, sleep=[].append, say=[].append, explain=explain),
         )
     assert Path("/dev/full").exists()
+
+
+def test_too_little_disk_leaves_what_is_there_as_it_is(hub, pulls, folder) -> None:
+    pulls(REF)
+    hub.add("o/r", {NAME: blob(SIZE + 9, seed=1)})
+    pulls.free = SIZE
+
+    with pytest.raises(HubError, match="are still to come"):
+        pulls("hf:o/r@main:Q4_K_M")
+
+    assert pulls.find(REF) == folder / NAME
+
+
+def test_a_file_of_somebody_else_in_the_place_is_told_of(hub, pulls, folder) -> None:
+    folder.mkdir(parents=True)
+    (folder / NAME).write_bytes(b"mine")
+
+    assert pulls(REF).read_bytes() == blob(SIZE)
+    assert f"{folder / NAME} is not the hub's; it will be replaced" in pulls.told.text
+
+
+def test_a_link_in_the_place_is_replaced_and_its_file_left(hub, pulls, folder, tmp_path) -> None:
+    outside = tmp_path / "outside.gguf"
+    outside.write_bytes(bytes(SIZE))
+    folder.mkdir(parents=True)
+    (folder / NAME).symlink_to(outside)
+
+    path = pulls(REF)
+
+    assert path.read_bytes() == blob(SIZE)
+    assert not path.is_symlink()
+    assert outside.read_bytes() == bytes(SIZE)
+
+
+def test_a_folder_on_another_disk_may_be_linked(hub, pulls, tmp_path) -> None:
+    other = tmp_path / "other disk"
+    other.mkdir()
+    pulls.library.models_dir.mkdir()
+    (pulls.library.models_dir / "o").symlink_to(other)
+    (other / "circle").symlink_to(other)
+
+    path = pulls(REF)
+
+    assert pulls.find(REF) == path
+    assert [entry.problem for entry in pulls.library.entries()] == [None]

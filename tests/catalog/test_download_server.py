@@ -85,7 +85,7 @@ def test_a_checksum_in_capitals_is_the_same(hub, pulls) -> None:
 
 @pytest.mark.parametrize("token", ["hf_s\u00fccret", "hf_secret x", "hf_secret\nx"])
 def test_a_token_that_cannot_be_one_is_refused_without_showing_it(pulls, token) -> None:
-    with pytest.raises(HubError, match="Check hub.token") as caught:
+    with pytest.raises(HubError, match=r"Check hub\.token") as caught:
         pulls(REF, token=token)
 
     assert "cret" not in caught.value.message

@@ -186,3 +186,64 @@ def test_a_damaged_manifest_hides_no_other_model(library, put, damage) -> None:
     assert not path.exists()
     assert not note.exists()
     assert sound.exists()
+
+
+def test_a_download_that_has_not_ended_is_not_served_by_its_path(library) -> None:
+    library.models_dir.mkdir()
+    part = library.models_dir / "m-Q8_0.gguf.0123456789ab.part"
+    part.write_bytes(b"GGUF")
+
+    with pytest.raises(ModelFileError, match="has not ended"):
+        find(library, str(part))
+
+
+def test_parts_without_a_first_one_are_listed_and_removed(library) -> None:
+    library.models_dir.mkdir()
+    for name in ("x-00002-of-00003.gguf", "x-00003-of-00003.gguf", "y-00001-of-00000.gguf"):
+        (library.models_dir / name).write_bytes(b"GGUF")
+
+    split, odd = library.entries()
+
+    assert split.problem == "1 of 3 parts missing"
+    assert odd.problem is None
+    assert library.remove(split) == 8
+    assert [path.name for path in library.models_dir.iterdir()] == ["y-00001-of-00000.gguf"]
+
+
+def test_what_the_system_does_not_remove_is_said(library, put, monkeypatch) -> None:
+    path = put("hf:o/r:Q8_0", "o/r", "Q8_0", "a-Q8_0.gguf")
+    path.unlink()
+    path.mkdir()
+    [entry] = library.named("hf:o/r:Q8_0")
+
+    with pytest.raises(ModelFileError, match=r"a-Q8_0\.gguf cannot be removed: Is a directory"):
+        library.remove(entry)
+
+
+def test_files_that_vanish_while_they_are_listed_are_no_error(library, put, monkeypatch) -> None:
+    """Another process renames a finished download, or removes it, at any time."""
+    put("hf:o/r:Q8_0", "o/r", "Q8_0", "a-Q8_0.gguf", complete=False)
+    monkeypatch.setattr(
+        "server.catalog.library_entries.parts_of", lambda path: [path.with_name("gone.part")]
+    )
+    monkeypatch.setattr(
+        "server.catalog.library_entries.manifest_path", lambda path: path.with_name("gone.json")
+    )
+
+    assert [entry.size for entry in library.entries()] == [10]
+
+
+@pytest.mark.parametrize("damage", ['"size": "10"', '"name": ".."', '"name": ""'])
+def test_a_manifest_that_names_no_file_is_damaged(library, put, damage) -> None:
+    path = put("hf:o/r:Q8_0", "o/r", "Q8_0", "a-Q8_0.gguf")
+    note = manifest_path(path)
+    key = damage.split(":", maxsplit=1)[0]
+    old = {'"size"': '"size": 10', '"name"': '"name": "a-Q8_0.gguf"'}[key]
+    text = note.read_text(encoding="utf-8")
+    assert old in text
+    note.write_text(text.replace(old, damage), encoding="utf-8")
+
+    [entry] = library.entries()
+
+    assert entry.problem is not None
+    assert "is damaged" in entry.problem

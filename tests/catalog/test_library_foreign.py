@@ -74,6 +74,18 @@ def library(tmp_path, **stores) -> Library:
             ["qwen3:8b", "qwen3:8b-q8_0"],
             ["qwen3:8b-q4_k_m"],
         ),
+        (
+            "registry.ollama.ai/library/qwen3/4b-instruct-2507-q8_0",
+            "Q8_0",
+            [],
+            ["qwen3:4b", "qwen3:4b-q8_0"],
+        ),
+        (
+            "registry.ollama.ai/library/phi3/mini-4k",
+            "Q4_0",
+            ["phi-3"],
+            [],
+        ),
         ("registry.ollama.ai/library/phi3/latest", "Q4_0", ["phi-3", "phi-3-q4_0"], ["qwen2:7b"]),
         (
             "hf.co/Qwen/Qwen3-8B-GGUF/Q6_K",
@@ -115,7 +127,9 @@ def test_a_blob_that_is_not_whole_is_not_used(tmp_path, ollama) -> None:
     assert here.find(CATALOGUE.parse("qwen3:8b")) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"layers": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"layers": []}', '{"layers": 3}', '{"layers": [3], "config": 1}']
+)
 def test_manifests_of_other_kinds_are_passed_over(tmp_path, ollama, text) -> None:
     path = ollama.folder / "manifests" / "registry.ollama.ai" / "library" / "qwen3" / "32b"
     path.parent.mkdir(parents=True)
@@ -174,3 +188,20 @@ def test_a_truncated_file_in_the_cache_is_not_used(tmp_path) -> None:
 
     assert here.find(CATALOGUE.parse("hf:o/r:Q8_0")) is None
     assert here.find(CATALOGUE.parse("hf:o/r:Q4_0")) is None
+
+
+def test_a_file_in_the_cache_is_found_by_its_name(tmp_path) -> None:
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--o--r" / "snapshots" / "abc"
+    (snapshot / "sub").mkdir(parents=True)
+    for name in ("a-Q8_0.gguf", "sub/b-Q8_0.gguf"):
+        (snapshot / name).write_bytes(WEIGHTS)
+    (snapshot / "gone-Q8_0.gguf").symlink_to(tmp_path / "gone")
+    here = library(tmp_path, hub_cache=cache)
+
+    assert here.find(CATALOGUE.parse("hf:o/r/sub/b-Q8_0.gguf")) == snapshot / "sub" / "b-Q8_0.gguf"
+    assert here.find(CATALOGUE.parse("hf:o/r/b-Q8_0.gguf")) is None
+    assert [entry.name for entry in here.entries()] == [
+        "hf:o/r/a-Q8_0.gguf",
+        "hf:o/r/sub/b-Q8_0.gguf",
+    ]

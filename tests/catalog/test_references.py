@@ -47,6 +47,12 @@ REQUIRED = [
             "hub",
             {"repo": "o/r", "file": "b.gguf", "revision": "v2"},
         ),
+        (
+            "https://huggingface.co/o/r/resolve/main/a%20b-Q8_0.gguf",
+            "hub",
+            {"repo": "o/r", "file": "a b-Q8_0.gguf"},
+        ),
+        ("hf:o/r/B.GGUF", "hub", {"repo": "o/r", "file": "B.GGUF"}),
         ("models/demo.gguf", "file", {"path": Path("models/demo.gguf")}),
         ("./x", "file", {"path": Path("x")}),
         ("/srv/models/x.GGUF", "file", {"path": Path("/srv/models/x.GGUF")}),

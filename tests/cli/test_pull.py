@@ -232,6 +232,14 @@ def test_rm_does_not_guess_without_a_terminal(hub, onegpu) -> None:
     assert path.exists()
 
 
+def test_rm_removes_a_model_that_is_named_twice_once(hub, onegpu) -> None:
+    onegpu("pull", "qwen3:0.6b-q8_0", "--endpoint", hub.endpoint)
+
+    status, out, _ = onegpu("rm", "-y", "qwen3:0.6b", "qwen3:0.6b-q8_0")
+
+    assert (status, out.count("removed")) == (0, 1)
+
+
 def test_rm_checks_every_name_before_it_removes_one(hub, onegpu) -> None:
     path = Path(onegpu("pull", "qwen3:0.6b-q8_0", "--endpoint", hub.endpoint)[1].strip())
 
