@@ -10,22 +10,26 @@ from server.ops.machine import available_memory, cpu_flags
 from server.settings import Settings
 
 
-def machine_memory(settings: Settings) -> Memory:
-    """Return what models may be planned for.
+def refuse_cpu_build(settings: Settings) -> None:
+    """Raise `ConfigError` where a card is there that this build of llama.cpp cannot use.
 
-    Raises `ConfigError` where a card is there that this build of llama.cpp cannot use, unless no
-    layers are wanted on it.
+    Unless that is meant: the first model has no layers on it.
     """
-    reserve = settings.memory.reserve
     cards = read_cards()
+    if not cards or settings.model.n_gpu_layers == 0:
+        return
+    refusal = gpu_mismatch(cards, supports_offload())
+    if refusal is not None:
+        raise ConfigError(refusal)
+
+
+def machine_memory(settings: Settings, *, gpu_wanted: bool) -> Memory:
+    """Return what models may be planned for. `gpu_wanted`: some model has layers on the GPU."""
+    reserve = settings.memory.reserve
+    cards = read_cards() if gpu_wanted else []
     card = cards[min(settings.model.main_gpu, len(cards) - 1)] if cards else None
-    meant_for_cpu = settings.model.n_gpu_layers == 0
-    if card is not None and not meant_for_cpu:
-        refusal = gpu_mismatch(cards, supports_offload())
-        if refusal is not None:
-            raise ConfigError(refusal)
     flags = repacked_types(cpu_flags())
-    if card is None or meant_for_cpu:
+    if card is None or not supports_offload():
         left = _ram(settings, reserve)
         return Memory(cpu_available=left, reserve=reserve, repacked=flags)
     return Memory(

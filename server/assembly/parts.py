@@ -12,7 +12,7 @@ from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
 from server.assembly.agents import agent_of
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
-from server.assembly.machine import machine_memory
+from server.assembly.machine import machine_memory, refuse_cpu_build
 from server.assembly.sizing import Sized, budget_of, grouped, sized
 from server.assembly.wanted import Fetch, wanted
 from server.core.clock import Clock
@@ -45,8 +45,9 @@ class Parts:
 
 def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     """Make all parts; nothing runs yet. Raises `ConfigError`, and what `fetch` does."""
-    memory = machine_memory(settings)
+    refuse_cpu_build(settings)  # before anything is downloaded
     names = wanted(settings, fetch)
+    memory = machine_memory(settings, gpu_wanted=any(one.model.n_gpu_layers != 0 for one in names))
     contexts = sized(grouped(names, memory), memory)
     admission = AdmissionController(AdmissionLimits(settings.gateway.max_queue), clock)
     served: dict[str, Served] = {}

@@ -31,24 +31,35 @@ def settings(**sections) -> Settings:
 
 def test_without_a_card_the_reserve_is_of_system_memory(here) -> None:
     here(card=False)
-    memory = machine.machine_memory(settings(memory={"reserve": GIB}))
+    memory = machine.machine_memory(settings(memory={"reserve": GIB}), gpu_wanted=True)
     assert not memory.has_gpu
     assert memory.cpu_available == 7 * GIB
-    assert machine.machine_memory(settings(memory={"ram": GIB})).cpu_available == GIB
+    assert (
+        machine.machine_memory(settings(memory={"ram": GIB}), gpu_wanted=True).cpu_available == GIB
+    )
 
 
 def test_with_a_card_the_reserve_is_the_cards(here) -> None:
     here(card=True)
-    memory = machine.machine_memory(settings(memory={"reserve": GIB}))
+    memory = machine.machine_memory(settings(memory={"reserve": GIB}), gpu_wanted=True)
     assert (memory.gpu_total, memory.gpu_free, memory.gpu_limit) == (24 * GIB, 23 * GIB, 22 * GIB)
     assert memory.cpu_available == 8 * GIB
-    less = machine.machine_memory(settings(memory={"vram": "10GiB", "reserve": 0}))
+    less = machine.machine_memory(settings(memory={"vram": "10GiB", "reserve": 0}), gpu_wanted=True)
     assert less.gpu_limit == 10 * GIB
 
 
 def test_a_build_without_gpu_support_is_refused_unless_it_is_meant(here) -> None:
     here(card=True, offload=False)
     with pytest.raises(ConfigError, match="--allow-cpu"):
-        machine.machine_memory(settings())
-    memory = machine.machine_memory(settings(model={"n_gpu_layers": 0}))
-    assert not memory.has_gpu
+        machine.refuse_cpu_build(settings())
+    machine.refuse_cpu_build(settings(model={"n_gpu_layers": 0}))
+    # Even if another model names layers: this build has nowhere to put them.
+    assert not machine.machine_memory(settings(), gpu_wanted=True).has_gpu
+
+
+def test_the_card_is_planned_for_when_any_model_is_on_it(here) -> None:
+    here(card=True)
+    on_cpu = settings(model={"n_gpu_layers": 0})
+    machine.refuse_cpu_build(on_cpu)
+    assert machine.machine_memory(on_cpu, gpu_wanted=True).gpu_total == 24 * GIB
+    assert not machine.machine_memory(on_cpu, gpu_wanted=False).has_gpu
