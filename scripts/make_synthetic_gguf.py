@@ -31,7 +31,8 @@ def write(
 ) -> None:
     """Write the shape called `name` to `out`; `layers` takes fewer or more of them than it has.
 
-    Raises `KeyError` for a name that is not known, `OSError` when the disk is too full.
+    Raises `KeyError` for a name that is not known, `OSError` when the disk is too full or `out` is
+    somebody's file.
     """
     full, shape = find_shape(name)
     if layers is not None:
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\nStopped; what was written is of no use and can be deleted.\n")
+        sys.stderr.write("\nStopped; nothing is left of it.\n")
         return 130
     sys.stdout.write(f"{asked.out}: {asked.out.stat().st_size:,} bytes\n")
     return 0

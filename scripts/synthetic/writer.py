@@ -18,6 +18,10 @@ from synthetic.vocabulary import add_tokenizer
 
 Progress = Callable[[int, int], None]
 _ALIGNMENT = 32
+_MARK = "shape, random weights"
+"""Ends the name in the header."""
+_NAME_WITHIN = 4096
+"""The name is the second entry of the header."""
 _HEADER_BYTES = 8_000_000
 """More than header and vocabulary take."""
 
@@ -34,8 +38,10 @@ def write_shape(
     """Write `shape` to `out`, by way of `out`.partial: an interrupted run leaves no half of a file.
 
     `header_only` leaves the weights as a hole of the right size. `progress` takes the bytes of weights
-    written and their sum. Raises `OSError`, before anything is written when the disk is too full.
+    written and their sum. Raises `OSError`, before anything is written when the disk is too full or
+    `out` is a folder or somebody's file.
     """
+    _check_target(out)
     todo = list(tensors(shape))
     total = sum(tensor.n_bytes for tensor in todo)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -47,16 +53,33 @@ def write_shape(
             "Make room, or write to another disk."
         )
     partial = out.with_name(out.name + ".partial")
-    _write_header(partial, shape, name, todo)
-    with partial.open("r+b") as file:
-        file.seek(0, os.SEEK_END)
-        # GGUFWriter left the file at the end of the tensor table.
-        file.seek(_aligned(file.tell()))
-        if header_only:
-            file.truncate(file.tell() + sum(_aligned(tensor.n_bytes) for tensor in todo))
-        else:
-            _write_data(file, todo, np.random.default_rng(seed), progress)
-    partial.replace(out)
+    try:
+        _write_header(partial, shape, name, todo)
+        with partial.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            # GGUFWriter left the file at the end of the tensor table.
+            file.seek(_aligned(file.tell()))
+            if header_only:
+                file.truncate(file.tell() + sum(_aligned(tensor.n_bytes) for tensor in todo))
+            else:
+                _write_data(file, todo, np.random.default_rng(seed), progress)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_target(out: Path) -> None:
+    """Raise `OSError` unless `out` is free, or has what this program wrote: never a real model."""
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder. Name the file to write in it.")
+    if not out.exists():
+        return
+    with out.open("rb") as file:
+        if _MARK.encode() in file.read(_NAME_WITHIN):
+            return
+    raise FileExistsError(
+        f"{out} is there already, and not a synthetic model. Choose another name, or delete it first."
+    )
 
 
 def _write_data(
@@ -75,7 +98,7 @@ def _write_data(
 
 def _write_header(path: Path, shape: Shape, name: str, todo: list[Tensor]) -> None:
     writer = gguf.GGUFWriter(path, shape.architecture)
-    writer.add_name(f"{name} shape, random weights")
+    writer.add_name(f"{name} {_MARK}")
     writer.add_file_type(int(gguf.LlamaFileType.MOSTLY_Q4_K_M))
     writer.add_quantization_version(2)
     writer.add_context_length(shape.context_length)

@@ -234,6 +234,31 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, capsys, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_of_somebodys_is_not_replaced(tmp_path, capsys):
+    real, again = tmp_path / "real.gguf", tmp_path / "again.gguf"
+    real.write_bytes(b"GGUF\x03 and much work")
+    before = real.read_bytes()
+
+    for out, said in ((real, "not a synthetic model"), (tmp_path, "is a folder")):
+        assert make_synthetic_gguf.main(["0.6b", str(out), "--header-only"]) == 1
+        assert said in capsys.readouterr().err
+    for _ in range(2):
+        assert make_synthetic_gguf.main(["0.6b", str(again), "--header-only"]) == 0
+
+    assert real.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [again, real]
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path):
+    def interrupt(_done, _total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shape(DENSE, "small", tmp_path / "m.gguf", progress=interrupt)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_page_about_gpus_has_these_shapes_and_sizes(tmp_path):
     page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     listed = page.split("Shapes: ")[1].split(";")[0].replace(" (128 experts)", "").split(", ")
