@@ -95,6 +95,27 @@ def test_several_lines_between_marks_are_one_message(server, chat):
     assert contents == ["def f():\n  pass\nf()", "one line"]
 
 
+def test_what_ollamas_chat_calls_it_is_understood(server, chat):
+    server.chats(says("ok"))
+
+    chat(
+        '/set system """Be kind.',
+        'Be brief."""',
+        "/set parameter temperature 0.5",
+        '/set parameter stop "a b"',
+        "1",
+        '/system "Be loud."',
+        "2",
+        '/set system ""',
+        "3",
+    )
+
+    assert server.bodies[0]["stop"] == ["a b"]
+    assert server.bodies[0]["temperature"] == 0.5
+    first = [body["messages"][0]["content"] for body in server.bodies]
+    assert first == ["Be kind.\nBe brief.", "Be loud.", "1"]
+
+
 def test_settings_and_system_prompt_go_along(server, chat):
     server.chats(says("ok"))
 

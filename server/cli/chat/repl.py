@@ -159,17 +159,22 @@ class Repl:
             shown = self._chat.system
             self._terminal.note("No system prompt of this chat's own." if shown is None else shown)
             return
-        self._chat.system = None if text == '""' else text
+        self._chat.system = _unquoted(text) or None
         self._terminal.note("Set the system prompt; it holds from the next message on.")
 
     def _set(self, text: str) -> None:
         name, _, value = text.partition(" ")
+        if name.lower() == "parameter":  # Ollama's word before a name
+            name, _, value = value.strip().partition(" ")
+        if name.lower() == "system":
+            self._system(value.strip())
+            return
         if not name:
             self._terminal.note(self._settings())
             return
         if not value.strip():
             raise ConfigError(f"/set {name} needs a value, or default.")
-        name = self._chat.set(name, value.strip())
+        name = self._chat.set(name, _unquoted(value.strip()))
         self._terminal.note(f"{name}: {self._chat.settings.get(name, 'the default')}")
 
     def _settings(self) -> str:
@@ -273,6 +278,11 @@ def _advice(error: ServerError) -> str:
     if error.code == "context_length_exceeded":
         return " (/clear forgets the chat.)"
     return ""
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] == '"'
+    return text[1:-1] if quoted else text
 
 
 def _path(text: str, command: str) -> Path:

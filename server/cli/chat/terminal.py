@@ -18,6 +18,7 @@ _DIMMED = ("\x1b[2m", "\x1b[0m")
 _CLEAR_LINE = "\r\x1b[K"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MARK = '"""'
+_BEGUN = re.compile(r'\s*(/(?:set\s+)?system\s+)?"""')
 _HISTORY_LINES = 1000
 _NOT_UTF8 = "The text is not UTF-8. Convert it: iconv -f latin1 -t utf-8, for example."
 
@@ -142,17 +143,18 @@ class Terminal:
 
 
 def read_message(first: str = ">>> ", more: str = "... ") -> str:
-    '''Read a line, or several between """ and """.
+    '''Read a line, or several between """ and """, which may be a system prompt.
 
     Raises `EOFError` at the end of the input, and `ConfigError` for what is not UTF-8.
     '''
     text = _line(first)
-    if not text.lstrip().startswith(_MARK):
+    begun = _BEGUN.match(text)
+    if begun is None:
         return text
-    text = text.lstrip()[len(_MARK) :]
+    text = text[begun.end() :]
     while not text.rstrip().endswith(_MARK):
         text += "\n" + _line(more)
-    return text.rstrip()[: -len(_MARK)]
+    return (begun[1] or "") + text.rstrip()[: -len(_MARK)]
 
 
 def _line(prompt: str) -> str:
