@@ -14,11 +14,12 @@ from server.api.parts import Parts
 from server.api.schemas.chat import ChatFields
 from server.api.schemas.common import ApiModel
 from server.api.schemas.system import DetokenizeRequest, TokenizeRequest
-from server.core.errors import InvalidRequest
+from server.core.errors import InvalidRequest, ModelLoading
 from server.engine.interface import Tokenizer
 from server.gateway.encoding import compose
 from server.gateway.health import Verdict
 from server.gateway.host import HostState
+from server.gateway.hosts import dead
 from server.gateway.routing import Served
 
 
@@ -139,14 +140,22 @@ def _summary(parts: Parts) -> dict[str, Any]:
         "slots_running": sum(status.running for status in known),
         "requests_waiting": sum(status.waiting for status in known),
         "models_loaded": sum(host.state is HostState.READY for host in hosts),
+        "models_failed": [
+            host.spec.name for host in hosts if host.state is HostState.FAILED or dead(host)
+        ],
     }
 
 
 def _props(parts: Parts, served: Served) -> dict[str, Any]:
-    """Facts about a loaded model. Raises `ModelLoading` rather than load one for this."""
+    """Facts about a loaded model. Raises `Unavailable` rather than load one for this."""
     agent, host = served.agent, served.host
-    if host.engine is None:
+    if host.state is HostState.LOADING:
         raise parts.service.hosts.loading(host)
+    if host.engine is None or host.state is not HostState.READY:
+        raise ModelLoading(
+            f"The model {agent.name!r} is not loaded ({host.state.value}). Ask it something, or "
+            "POST /models/load, and look again."
+        )
     info, tokenizer = host.engine.model
     return {
         "model_alias": agent.name,

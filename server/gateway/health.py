@@ -47,23 +47,36 @@ class Health:
         self._clock = clock
 
     def live(self) -> Verdict:
-        """Fail when only a restart helps: an engine is dead, or its steps stand still."""
-        for host in self._hosts.hosts:
-            status = host.status()
-            if status is None or host.state is not HostState.READY:
-                continue
-            if status.state is EngineState.DEAD:
-                message = status.error or "The engine stopped."
-                return Verdict(ok=False, status="dead", message=message)
-            still = self._clock.monotonic() - status.last_step
-            ready = status.state is EngineState.READY
-            if status.has_work and ready and still > self._limits.stall_after:
-                return Verdict(
-                    ok=False,
-                    status="stalled",
-                    message=f"The engine has work but has not finished a step for {still:.0f} s.",
-                )
-        return Verdict(ok=True, status="ok", message="alive")
+        """Fail when only a restart helps: the first model's engine, or all, are dead or stand still.
+
+        While others answer, a restart would cut them: what happened to one is told in the message.
+        """
+        hosts = [host for host in self._hosts.hosts if host.state is HostState.READY]
+        faults = {host: fault for host in hosts if (fault := self._fault(host)) is not None}
+        if not faults:
+            return Verdict(ok=True, status="ok", message="alive")
+        if self._default in faults:
+            return faults[self._default]
+        told = [f"{host.spec.name!r}: {fault.message}" for host, fault in faults.items()]
+        if len(faults) == len(hosts):
+            status = next(iter(faults.values())).status
+            return Verdict(ok=False, status=status, message=" ".join(told))
+        return Verdict(ok=True, status="ok", message=" ".join(["alive, but", *told]))
+
+    def _fault(self, host: Host) -> Verdict | None:
+        """Say what is wrong with a loaded model; None if nothing is."""
+        status = host.status()
+        if status is None:
+            return None
+        if status.state is EngineState.DEAD:
+            message = status.error or "The engine stopped."
+            return Verdict(ok=False, status="dead", message=message)
+        still = self._clock.monotonic() - status.last_step
+        ready = status.state is EngineState.READY
+        if status.has_work and ready and still > self._limits.stall_after:
+            message = f"The engine has work but has not finished a step for {still:.0f} s."
+            return Verdict(ok=False, status="stalled", message=message)
+        return None
 
     def ready(self) -> Verdict:
         """Fail while requests would be refused: loading at start, draining, dead or stalled.
@@ -75,8 +88,7 @@ class Health:
             return live
         host = self._default
         status = host.status()
-        loading = status is not None and status.state is EngineState.LOADING
-        if loading or (host.loads == 0 and host.state is not HostState.READY):
+        if host.loads == 0 and host.state is not HostState.READY:
             progress = 0.0 if status is None else status.load_progress
             done = f"The model is loading, {progress:.0%} done."
             return Verdict(ok=False, status="loading", message=done)

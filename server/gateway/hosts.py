@@ -71,7 +71,8 @@ class HostManager:
         Raises `ModelFailed` where there never will be, `Draining` once the server ends.
         """
         self._refuse(host)
-        self._spawn(self._quiet_load(host))
+        if not host.open and not any(one.host is host and not one.holds for one in self._line):
+            self._join(host, holds=False)
 
     def begin_unload(self, host: Host) -> None:
         """Unload `host` once nobody holds it; later requests wait and load it again.
@@ -133,9 +134,7 @@ class HostManager:
 
     async def _wait(self, host: Host, patience: float | None, *, holds: bool) -> Lease | None:
         self._refuse(host)
-        waiter = _Waiter(host, asyncio.get_running_loop().create_future(), holds)
-        self._line.append(waiter)
-        self._turn()
+        waiter = self._join(host, holds=holds)
         try:
             async with asyncio.timeout(patience):
                 return await asyncio.shield(waiter.future)
@@ -145,6 +144,12 @@ class HostManager:
         except asyncio.CancelledError:
             self._give_up(waiter)
             raise
+
+    def _join(self, host: Host, *, holds: bool) -> _Waiter:
+        waiter = _Waiter(host, asyncio.get_running_loop().create_future(), holds)
+        self._line.append(waiter)
+        self._turn()
+        return waiter
 
     def _refuse(self, host: Host) -> None:
         if self._closed:
@@ -273,10 +278,6 @@ class HostManager:
         host.engine, host.state, host.closing = None, HostState.UNLOADED, False
         log.info("Unloaded %s", host.spec.name)
         self._turn()
-
-    async def _quiet_load(self, host: Host) -> None:
-        with contextlib.suppress(OnegpuError):  # its state and the log have it
-            await self.load(host)
 
     def _seconds_left(self, host: Host) -> float:
         """Estimate when `host` is loaded, by its last load or by its size."""

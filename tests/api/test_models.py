@@ -77,7 +77,7 @@ async def test_a_card_tells_all_there_is_to_know():
 async def test_loading_takes_the_place_of_what_is_idle_and_back():
     stack = TwoModels()
     told = (await post(stack, "/models/load", {"model": "other"})).json()
-    assert told["success"] is True
+    assert (told["success"], told["state"]) == (True, "unloaded"), "the first one has to go before"
     (await stack.loading()).come_up()
     await stack.hosts.load(stack.hosts.hosts[1])
     card = (await get(stack, "/v1/models/other")).json()
@@ -88,7 +88,9 @@ async def test_loading_takes_the_place_of_what_is_idle_and_back():
     assert (await get(stack, "/slots")).json() == []
     assert len((await get(stack, "/slots?model=other")).json()) == 4
     assert (await get(stack, "/props?model=other")).json()["total_slots"] == 2
-    assert (await get(stack, "/props")).status_code == 503
+    unloaded = await get(stack, "/props")
+    assert unloaded.status_code == 503
+    assert "is not loaded (unloaded). Ask it something" in unloaded.json()["error"]["message"]
     await post(stack, "/models/unload", {"model": "other"})
     assert (await get(stack, "/v1/models/other")).json()["state"] in ("unloading", "unloaded")
     assert (await post(stack, "/models/load", {})).json()["error"]["param"] == "model"
@@ -120,6 +122,7 @@ async def test_a_load_that_fails_is_a_503_with_the_reason():
     card = (await get(stack, "/v1/models/other")).json()
     assert card["state"] == "failed"
     assert "cut off" in card["error"]
+    assert (await get(stack, "/health")).json()["models_failed"] == ["other"]
     stack.service.shutdown()
 
 

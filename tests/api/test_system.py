@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from server.engine.interface import EngineState
+from server.gateway.host import HostState
 from tests.api.asking import get, post
 from tests.fakes import CHAT_TEMPLATE, FakeEngine
 from tests.serving import MODEL, Stack, serve
@@ -86,11 +87,13 @@ async def test_props_and_slots(stack):
 
 async def test_health_endpoints():
     stack = Stack(engine=FakeEngine(state=EngineState.LOADING, progress=0.4))
+    host = stack.hosts.hosts[0]
+    host.state, host.loads = HostState.LOADING, 0
     assert (await get(stack, "/health/live")).status_code == 200
     ready = await get(stack, "/health/ready")
     assert (ready.status_code, ready.json()["load_progress"]) == (503, 0.4)
     assert (await get(stack, "/health")).json()["status"] == "loading"
-    stack.engine.state = EngineState.READY
+    stack.engine.state, host.state, host.loads = EngineState.READY, HostState.READY, 1
     assert (await get(stack, "/health/ready")).json()["status"] == "ok"
     stack.engine.has_work = True
     assert (await get(stack, "/health/live")).json()["status"] == "stalled"

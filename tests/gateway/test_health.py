@@ -41,10 +41,37 @@ def test_standing_still_is_fine_without_work(parts):
 def test_loading_is_alive_but_not_ready(parts):
     health, engine, _, clock = parts
     engine.state, engine.progress, engine.has_work = EngineState.LOADING, 0.4, True
+    host = health._default
+    host.state, host.loads = HostState.LOADING, 0
     clock.advance(3600)
     assert health.live().ok
     assert health.ready().status == "loading"
     assert "40%" in health.ready().message
+
+
+def test_loading_again_keeps_requests_in_line_so_it_is_ready(parts):
+    health, engine, _, _ = parts
+    engine.state, health._default.state = EngineState.LOADING, HostState.LOADING
+    assert health.ready().ok
+
+
+def test_one_dead_model_of_several_does_not_condemn_the_others(parts):
+    health, engine, line, clock = parts
+    other = FakeEngine(last_step=clock.now)
+    second = adopted(other, line, "second")
+    health._hosts = HostManager([health._default, second], Budget(), clock)
+    other.state, other.dead_reason = EngineState.DEAD, "The loop raised."
+    assert health.live().ok
+    assert "'second': The loop raised." in health.live().message
+    assert health.ready().ok
+    # Without it nobody answers: the first model is not loaded.
+    host = health._default
+    host.engine, host.state = None, HostState.UNLOADED
+    assert health.live().status == "dead"
+    # The first model's death always counts.
+    host.engine, host.state, engine.state = engine, HostState.READY, EngineState.DEAD
+    other.state = EngineState.READY
+    assert health.live().status == "dead"
 
 
 def test_dead_says_why(parts):

@@ -291,7 +291,9 @@ async def test_the_end_of_a_load_that_was_given_up_is_not_taken_for_the_next_one
 
 async def test_loading_on_request_holds_on_to_nothing():
     house = House({"a": 3}, budget=8)
-    house.manager.begin_load(house.hosts["a"])
+    for _ in range(2):
+        house.manager.begin_load(house.hosts["a"])
+        assert house.states() == {"a": "loading"}, "told at once"
     await settle()
     house.engine("a").come_up()
     await settle()
