@@ -81,6 +81,7 @@ class Lane:
         self._clock = clock
         self._rate = DrainRate(self._limits.memory)
         self._since = clock.monotonic()
+        self._serving = True
 
     @property
     def waiting(self) -> int:
@@ -110,9 +111,15 @@ class Lane:
         rate = self._rate.per_second
         return None if rate is None else position / rate
 
-    def restart(self) -> None:
-        """Leave out the time until now, in which the model was not there, from the drain rate."""
-        self._since = self._clock.monotonic()
+    def pause(self) -> None:
+        """Leave out the time until `resume`, in which the model is not there, from the drain rate."""
+        self._observe(0)
+        self._serving = False
+
+    def resume(self) -> None:
+        """Count again."""
+        self._observe(0)
+        self._serving = True
 
     def _leave(self, places: int, *, served: bool) -> None:
         self._observe(places if served else 0)
@@ -121,7 +128,7 @@ class Lane:
 
     def _observe(self, finished: int) -> None:
         now = self._clock.monotonic()
-        if self.outstanding:
+        if self.outstanding and self._serving:
             self._rate.observe(now - self._since, finished)
         self._since = now
 
