@@ -127,11 +127,10 @@ def _connected(
         value = _value(options, flag)
         arguments += [] if value is None else [flag, value]
 
-    def progress(share: float | None) -> None:
-        shown = "" if share is None else f": {share:.0%}"
-        terminal.status(f"loading {options.model or 'the model'}{shown}")
+    def progress(doing: str) -> None:
+        terminal.status(f"starting {options.model or 'the model'}{doing and ': '}{doing}")
 
-    with OwnServer(arguments, progress) as server:
+    with OwnServer(arguments, progress, terminal.note) as server:
         terminal.clear_status()
         own = Client(server.url, options.key)
         names = [card["id"] for card in own.models()]

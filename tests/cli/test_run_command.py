@@ -43,7 +43,7 @@ def started(monkeypatch):
     class Own(contextlib.AbstractContextManager["Own"]):
         url = NOBODY
 
-        def __init__(self, arguments, _on_progress) -> None:
+        def __init__(self, arguments, _on_progress, _on_warning) -> None:
             calls.append(arguments)
             self._server = ScriptedServer(qwen={"state": "ready"}, second={})
             self._server.chats(says("From my own."))

@@ -87,6 +87,16 @@ def test_a_chat_with_a_server_of_its_own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.native
+def test_what_a_modelfile_warns_of_is_not_lost(tmp_path):
+    path = tmp_path / "a.Modelfile"
+    path.write_text(f"FROM {DEMO}\nPARAMETER num_ctx 512\nPARAMETER num_gpu 1", encoding="utf-8")
+
+    with PseudoTerminal("run", str(path), home=tmp_path) as terminal:
+        assert "num_gpu counts layers, not cards" in terminal.until(">>> ")
+
+
+@pytest.mark.slow
+@pytest.mark.native
 def test_a_server_of_its_own_that_dies_is_told(tmp_path):
     with PseudoTerminal("run", str(DEMO), home=tmp_path) as terminal:
         terminal.until(">>> ")

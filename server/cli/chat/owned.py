@@ -19,6 +19,8 @@ from server.core.errors import OnegpuError
 
 _URL = re.compile(r"(?:Listening|is ready) on (http://[^\s;\"]+)")
 _READY = re.compile(r"is ready on http://")
+_COMMAND = [sys.executable, "-m", "server.cli.chat.owned"]
+_LOGGED = re.compile(r"\d{4}-\S+Z (\w+) [\w.]+: (.*)")
 _PATIENCE = 40.0
 """Seconds to end in before the process is killed; running answers are finished first."""
 _LOOK_EVERY = 0.25
@@ -29,22 +31,29 @@ class OwnServer:
     """`onegpu serve` as a child process; started by `with`, ready when that returns."""
 
     def __init__(
-        self, arguments: Sequence[str], on_progress: Callable[[float | None], None]
+        self,
+        arguments: Sequence[str],
+        on_progress: Callable[[str], None],
+        on_warning: Callable[[str], None],
     ) -> None:
         """`arguments` follow `serve`.
 
-        `on_progress` is given the share that is loaded, None while that is not known.
+        `on_progress` is given what the server does until it is ready, a download or a share that is
+        loaded; `on_warning` what it warns of, such as a line of a Modelfile without effect.
         """
         self._arguments = list(arguments)
         self._on_progress = on_progress
+        self._on_warning = on_warning
+        self._doing = ""
         self._lines: queue.Queue[str | None] = queue.Queue()
+        self._ready = threading.Event()
         self._last: deque[str] = deque(maxlen=12)
         self._process: subprocess.Popen[str] | None = None
         self._readers: list[threading.Thread] = []
         self.url = ""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", __name__, "serve", *self._arguments, "--port", "0"]
+        command = [*_COMMAND, "serve", *self._arguments, "--port", "0"]
         # A session of its own: Ctrl-C at the terminal is for the chat, not for the server.
         process = subprocess.Popen(
             command,
@@ -106,16 +115,28 @@ class OwnServer:
             try:
                 line = self._lines.get(timeout=_LOOK_EVERY)
             except queue.Empty:
-                self._on_progress(self._loaded())
+                share = self._loaded()
+                self._on_progress(self._doing if share is None else f"{share:.0%}")
                 continue
             if line is None:
                 ended += 1
                 continue
+            self._tell(line)
             if found := _URL.search(line):
                 self.url = found[1]
             if _READY.search(line):
+                self._ready.set()
                 return
         raise OnegpuError("The server did not start:\n" + "\n".join(self._last))
+
+    def _tell(self, line: str) -> None:
+        """Pass on a warning, or keep what a download says of itself."""
+        if logged := _LOGGED.match(line):
+            if logged[1] == "warning":
+                self._on_warning(logged[2])
+        elif not self.url and not line.startswith("{"):
+            self._doing = line
+            self._on_progress(line)
 
     def _loaded(self) -> float | None:
         """Ask for the progress of loading. `/health` answers 503 until the model is there."""
@@ -133,7 +154,8 @@ class OwnServer:
             text = line.rstrip()
             if text:
                 self._last.append(text)
-                self._lines.put(text)
+                if not self._ready.is_set():  # then nobody takes them any more
+                    self._lines.put(text)
         self._lines.put(None)
 
 
