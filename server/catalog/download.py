@@ -123,7 +123,9 @@ class _Puller:
         if found is not None:
             self._progress.say(f"{found.name} is there ({found.source}): {found.path}")
             return found.path
-        folder = self._library.models_dir / Path(*PurePosixPath(listing.repo).parts)
+        # A revision has a folder of its own, so that it takes no other's place.
+        at = f"@{self._ref.revision}" if self._ref.revision else ""
+        folder = self._library.models_dir / Path(*PurePosixPath(listing.repo + at).parts)
         targets = [folder / Path(*PurePosixPath(file.path).parts) for file in candidate.files]
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         with exclusive(lock_path(targets[0]), waiting=self._waiting):
@@ -249,6 +251,7 @@ class _Puller:
             revision=listing.commit,
             quant=candidate.quant,
             license=listing.license,
+            pinned=self._ref.revision,
             files=tuple(
                 ManifestFile(str(target.relative_to(folder)), file.size, file.sha256 or "")
                 for target, file in zip(targets, candidate.files, strict=True)

@@ -1,6 +1,7 @@
 """The models on this machine: the models folder, Ollama's store and the hub client's cache.
 
 models/<owner>/<repo>/<file>.gguf         as the hub names it, parts of a split one beside each other
+models/<owner>/<repo>@<revision>/…        the same, where a branch, tag or commit was asked for
 models/<owner>/<repo>/<file>.gguf.json    manifest: repository, commit, sizes, SHA-256
 models/<owner>/<repo>/<file>.gguf.<sha>.part   on its way; never served
 models/<anything>.gguf                    put there by hand
@@ -126,8 +127,8 @@ class Library:
                 temporary_path(first).unlink(missing_ok=True)
                 manifest_path(first).unlink(missing_ok=True)
         except OSError as error:
-            what = error.filename or entry.path
-            raise ModelFileError(f"{what} cannot be removed: {error.strerror or error}.") from error
+            why = f"{error.filename or entry.path}: {error.strerror or error}"
+            raise ModelFileError(f"{entry.name} cannot be removed. {why}.") from error
         self._remove_empty_folders(entry.path.parent)
         return freed
 
@@ -195,8 +196,8 @@ class Library:
             return False
         if ref.file is not None and ref.file not in paths_in_repository(entry, self.models_dir):
             return False
-        if ref.revision is not None and not manifest.revision.startswith(ref.revision):
-            return str(ref) == manifest.requested
+        if ref.revision != manifest.pinned and not _is_commit(ref.revision, manifest.revision):
+            return False
         # UD-Q4_K_XL may have been asked for as Q4_K_XL.
         return ref.quant in (None, manifest.quant) or str(ref) == manifest.requested
 
@@ -233,6 +234,11 @@ class Library:
             except OSError:
                 return
             folder = folder.parent
+
+
+def _is_commit(asked: str | None, commit: str) -> bool:
+    """Whether `asked` is the beginning of a commit's name, of six letters or more."""
+    return asked is not None and len(asked) >= 6 and commit.startswith(asked)
 
 
 def open_library(

@@ -132,10 +132,8 @@ def paths_in_repository(entry: Entry, models_dir: Path) -> tuple[str, ...]:
     """Return the paths that a pulled model's files have in their repository."""
     if entry.manifest is None:
         return ()
-    try:
-        folder = entry.path.parent.relative_to(models_dir / entry.manifest.repo)
-    except ValueError:  # somebody moved it: names are all that is known
-        folder = Path()
+    # Below <owner>/<repository>; for what somebody moved, names are all that is known.
+    folder = Path(*entry.path.parent.relative_to(models_dir).parts[2:])
     return tuple((folder / path.name).as_posix() for path in entry.files)
 
 

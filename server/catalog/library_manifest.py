@@ -40,6 +40,8 @@ class Manifest:
     files: tuple[ManifestFile, ...]
     complete: bool = False
     """False while downloading: then nothing of it is served."""
+    pinned: str | None = None
+    """Branch, tag or commit that was asked for; None for the main branch of its day."""
     version: int = _VERSION
 
 
@@ -105,5 +107,13 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     texts = [str(document[key]) for key in ("name", "requested", "repo", "revision", "quant")]
     name, requested, repo, revision, quant = texts
     return Manifest(
-        name, requested, repo, revision, quant, document["license"], files, document["complete"]
+        name,
+        requested,
+        repo,
+        revision,
+        quant,
+        document["license"],
+        files,
+        document["complete"],
+        document.get("pinned"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,10 +31,11 @@ def chooser_for(settings: Settings) -> QuantChooser:
         memory = planned_memory(settings)
         try:
             return planned_chooser(hub, memory, planned_wishes(settings))(found)
-        except ModelFileError:
+        except ModelFileError as error:
             # An architecture that the planner does not know: the weights' size is known all the same.
             room = memory.gpu_limit if memory.has_gpu else memory.cpu_available or 0
-            return by_size(room, f"{size_text(room)} of memory")(found)
+            chosen = by_size(room, f"{size_text(room)} of memory")(found)
+            return replace(chosen, reason=f"{chosen.reason} (not planned: {error.message})")
 
     return choose
 

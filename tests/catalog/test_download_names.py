@@ -137,3 +137,19 @@ def test_a_second_choice_that_is_not_there_is_no_news(hub, pulls) -> None:
         pulls("qwen3:0.6b-q3_k_m")
     with pytest.raises(ModelFileError, match=r"Nothing of qwen3:0\.6b fits"):
         pulls("qwen3:0.6b", chooser=lambda found: Chosen(found[0], "too large", fits=False))
+
+
+def test_revisions_lie_beside_each_other(hub, pulls) -> None:
+    hub.add("o/r", {"m-Q8_0.gguf": b"old"})
+    hub.repos["o/r"].revisions.add("v1")
+    old = pulls("hf:o/r@v1:Q8_0")
+    assert pulls.find("hf:o/r:Q8_0") is None
+    hub.add("o/r", {"m-Q8_0.gguf": b"new"})
+
+    new = pulls("hf:o/r:Q8_0")
+
+    assert (old.read_bytes(), new.read_bytes()) == (b"old", b"new")
+    assert pulls("hf:o/r@v1:Q8_0", offline=True) == old
+    assert pulls.find("hf:o/r@v1/m-Q8_0.gguf") == old
+    assert pulls.find(f"hf:o/r@{hub.repos['o/r'].commit[:7]}:Q8_0") == new
+    assert [e.name for e in pulls.library.entries()] == ["hf:o/r:Q8_0", "hf:o/r@v1:Q8_0"]

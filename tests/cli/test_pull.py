@@ -113,6 +113,7 @@ def test_what_the_planner_cannot_read_is_chosen_by_size(hub, onegpu) -> None:
 
     assert status == 0
     assert "Q8_0 (14 B) is the largest that fits into" in err
+    assert "(not planned: m-Q8_0.gguf is not a GGUF" in err
 
 
 @pytest.mark.parametrize(
