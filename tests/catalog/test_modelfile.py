@@ -226,6 +226,15 @@ def test_relative_paths_start_at_the_file(tmp_path, monkeypatch):
     assert parse(f"FROM m\nADAPTER {address}", folder).adapter == address
 
 
+def test_a_file_that_is_named_like_a_model_is_said_to_be_meant(tmp_path):
+    (tmp_path / "qwen3").write_bytes(b"GGUF")
+
+    [warning] = parse("FROM qwen3", tmp_path).warnings
+
+    assert f"means the file {tmp_path / 'qwen3'}, not a model of that name" in warning
+    assert parse("FROM ./qwen3", tmp_path).warnings == ()
+
+
 def adapter_file(path: Path, **kinds: str) -> Path:
     entries = [entry(key, STRING, text(value)) for key, value in kinds.items()]
     path.write_bytes(gguf(entries))

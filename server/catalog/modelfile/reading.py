@@ -232,6 +232,9 @@ class _Reading:
             message = f'only " is a quotation mark here. Write FROM {line.value[1:-1]}'
             raise self.source.fail(line.value_offset, message)
         base = self._located(line)
+        if base != line.value and not _is_path(line.value):
+            message = f"FROM {line.value} means the file {base}, not a model of that name. Write FROM ./{line.value}"
+            self._warn(line, f"{message} to say so.")
         if base.lower().endswith((".safetensors", ".pth", ".pt")):
             message = f"{line.value} is not a GGUF. Convert it, or look for a GGUF of this model."
             raise self.source.fail(line.value_offset, message)
