@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.catalog import killing
 from tests.catalog.hub_downloads import blob
 from tests.catalog.hub_server import Hold, HubServer
 
@@ -110,3 +111,24 @@ def test_nothing_is_asked_of_the_hub_but_the_model(tmp_path) -> None:
         commit = hub.repos["o/r"].commit
         assert paths == ["/api/models/o/r", f"/o/r/resolve/{commit}/{NAME}", f"/cdn/{NAME}"]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_nothing_half_is_served_and_the_same_command_mends_it(tmp_path) -> None:
+    with HubServer() as hub:
+        hub.add("o/split", {n: blob(killing.SIZE, i) for i, n in enumerate(killing.NAMES)})
+
+        ended = subprocess.run(
+            [sys.executable, "-m", "tests.catalog.killing", hub.endpoint, str(tmp_path / "m")],
+            cwd=ROOT,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert ended.returncode == 0, ended.stderr
+    steps = [line.split()[0] for line in ended.stdout.splitlines() if line.endswith(" steps")]
+    assert len(steps) == 2
+    assert all(int(count) > 10 for count in steps)
+    assert len(ended.stdout.splitlines()) == 2, ended.stdout
