@@ -19,8 +19,8 @@ from server.assembly.listening import listen, url_of
 from server.assembly.parts import Parts, build
 from server.assembly.wanted import Fetch
 from server.core.clock import SystemClock
-from server.core.errors import OnegpuError
-from server.engine.interface import ModelInfo
+from server.core.errors import OnegpuError, Unavailable
+from server.gateway.host import HostedEngine
 from server.ops.logging import configure_logging
 from server.settings import Settings
 
@@ -134,7 +134,9 @@ class Lifecycle:
             return 1
         print(_announcement(url, parts), flush=True)  # noqa: T201 - the command's own answer
         for host in others:
-            parts.hosts.begin_load(host)
+            # One that cannot be loaded is told where it is asked for; a signal may have come first.
+            with contextlib.suppress(OnegpuError):
+                parts.hosts.begin_load(host)
         return 0
 
     async def _drain(self) -> None:
@@ -164,8 +166,7 @@ def _announcement(url: str, parts: Parts) -> str:
     """Return what a person sees once the model is ready: what is served, where, and how to ask."""
     served = parts.router.default
     spec, name = served.host.spec, served.agent.name
-    engine = served.host.engine
-    facts = "" if engine is None else _facts(engine.model[0])
+    facts = _facts(served.host.engine)
     body = (
         f'{{"model": "{name}", "stream": true, '
         '"messages": [{"role": "user", "content": "What is a slot?"}]}'
@@ -178,19 +179,28 @@ def _announcement(url: str, parts: Parts) -> str:
     )
 
 
-def _facts(info: ModelInfo) -> str:
-    return f" ({info.description}, {info.size_bytes / 1e6:,.1f} MB)"
+def _facts(engine: HostedEngine | None) -> str:
+    """Return what is known of a model; nothing where a keep_alive of 0 has ended it again already."""
+    try:
+        info = None if engine is None else engine.model[0]
+    except Unavailable:
+        info = None
+    return "" if info is None else f" ({info.description}, {info.size_bytes / 1e6:,.1f} MB)"
 
 
 def _others(parts: Parts) -> str:
     names = parts.router.names[1:]
     if not names:
         return ""
-    shared = [one.agent.name for one in parts.router.served if one.host is parts.preload[0]][1:]
-    loaded_later = [name for name in names if name not in shared]
+    hosts = {name: parts.router.pick(name).host for name in names}
+    shared = [name for name, host in hosts.items() if host is parts.preload[0]]
+    loaded_next = [name for name, host in hosts.items() if host in parts.preload[1:]]
+    loaded_later = [name for name, host in hosts.items() if host not in parts.preload]
     told = f"Also served: {', '.join(names)}."
     if shared:
         told += f" The same weights: {', '.join(shared)}."
+    if loaded_next:
+        told += f" Loading now: {', '.join(loaded_next)}."
     if loaded_later:
         told += f" Loaded when asked for: {', '.join(loaded_later)}."
     return told + "\n"

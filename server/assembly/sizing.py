@@ -18,6 +18,7 @@ from server.catalog.plan import (
     Wishes,
     check_context,
     choose,
+    gib,
     read_shape,
 )
 from server.core.errors import ConfigError
@@ -173,7 +174,14 @@ def _size(group: Group, memory: Memory, left: Memory) -> Sized:
     )
     partly = memory.has_gpu and best.n_gpu_layers < best.n_layers
     told = choice.reason if partly or _has_auto(group) else ""
-    return Sized(group, shape, sizes, best, told, _footprint(group, best, memory))
+    footprint = _footprint(group, best, memory)
+    if not budget_of(memory).holds(footprint):
+        raise ConfigError(
+            f"{group.name} does not fit with its adapter, which the planner does not choose for: "
+            f"together they need {gib(footprint.gpu)} of GPU and {gib(footprint.cpu)} of system "
+            "memory. Lower slots, n_ctx or n_gpu_layers, or take a smaller kv_type."
+        )
+    return Sized(group, shape, sizes, best, told, footprint)
 
 
 def _wishes(group: Group, shape: ModelShape) -> Wishes:

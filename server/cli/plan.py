@@ -107,6 +107,9 @@ def _wishes(options: argparse.Namespace) -> Wishes:
     from server.catalog.plan import Wishes
 
     layers = options.n_gpu_layers
+    rows = _number(options.n_ubatch, "--n-ubatch")
+    if rows == _AUTO:
+        raise ConfigError("--n-ubatch must be a number: nothing is chosen for it.")
     return Wishes(
         slots=_number(options.slots, "--slots"),
         n_ctx=_number(options.n_ctx, "--n-ctx"),
@@ -114,8 +117,8 @@ def _wishes(options: argparse.Namespace) -> Wishes:
         kv_type=options.kv_type,
         n_gpu_layers=layers if layers == "all" else _number(layers, "--n-gpu-layers"),
         n_cpu_moe=_number(options.n_cpu_moe, "--n-cpu-moe"),
-        n_ubatch=_number(options.n_ubatch, "--n-ubatch"),
-        n_batch=max(512, _number(options.n_ubatch, "--n-ubatch")),
+        n_ubatch=rows,
+        n_batch=max(512, rows),
         kv_layout=options.kv_layout,
         flash_attention=options.flash_attention,
     )

@@ -12,6 +12,8 @@ from server.assembly.wanted import Wanted, wanted
 from server.catalog.plan import Memory
 from server.core.errors import ConfigError
 from server.settings import Settings, load
+from tests.adapters import AdapterSpec, write_adapter
+from tests.models import ModelSpec, write_model
 
 DEMO = Path(__file__).parents[2] / "models" / "demo.gguf"
 PLENTY = Memory(cpu_available=2**40)
@@ -138,6 +140,19 @@ def test_auto_sizes_are_chosen_and_what_cannot_fit_is_refused_with_what_would(tm
     with pytest.raises(ConfigError, match="demo does not fit") as caught:
         sized(grouped(names, small), small)
     assert "What fits:\n  onegpu serve" in caught.value.message
+
+
+def test_an_adapter_counts_before_anything_is_loaded(tmp_path) -> None:
+    base = ModelSpec()
+    path = write_model(tmp_path / "m.gguf", base)
+    adapter = write_adapter(tmp_path / "a.gguf", AdapterSpec(), base)
+    text = f"model: {{path: {path}%s}}\nengine: {{n_ctx: 256}}"
+    (plain,) = sized(grouped(read(tmp_path, text % ""), PLENTY), PLENTY)
+    tight = Memory(cpu_available=plain.footprint.cpu)
+    assert sized(grouped(read(tmp_path, text % ""), tight), tight)
+    names = read(tmp_path, text % f", adapter: {adapter}")
+    with pytest.raises(ConfigError, match="does not fit with its adapter"):
+        sized(grouped(names, tight), tight)
 
 
 def test_a_context_beyond_training_is_refused_but_a_default_gives_way(tmp_path) -> None:

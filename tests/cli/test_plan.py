@@ -83,6 +83,11 @@ def test_what_does_not_fit_says_what_would_and_fails(run, big):
     assert document["alternatives"]
 
 
+def test_the_rows_of_a_graph_are_a_number(run, big):
+    with pytest.raises(ConfigError, match="--n-ubatch must be a number"):
+        run(big, "--n-ubatch", "auto")
+
+
 def test_the_card_that_is_here_is_read(run, big, cards):
     cards.append(Card(0, "NVIDIA GeForce RTX 3090", 24 * GIB, 23 * GIB, (8, 6), "550"))
     _, out = run(big)

@@ -5,7 +5,7 @@ llama-cpp-python vendors; `tests/llama/test_plan_against_reality.py` compares th
 allocates.
 """
 
-from server.catalog.plan.choosing import Choice, choose
+from server.catalog.plan.choosing import Choice, choose, gib
 from server.catalog.plan.context import RopeWish, check_context
 from server.catalog.plan.measured import Allocated, Difference, compare, describe
 from server.catalog.plan.planning import Memory, Plan, Wishes, plan
@@ -27,6 +27,7 @@ __all__ = [
     "choose",
     "compare",
     "describe",
+    "gib",
     "layer_plans",
     "plan",
     "read_shape",

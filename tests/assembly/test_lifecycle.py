@@ -1,0 +1,47 @@
+"""What a person is told once the server is ready."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.assembly.lifecycle import _announcement
+from server.assembly.parts import Parts
+from server.engine.interface import EngineState
+from server.gateway.agent import Agent
+from server.gateway.prompter import Prompter
+from server.gateway.routing import ModelRouter, Served
+from tests.fakes import FakeEngine
+from tests.serving import MODEL, Stack, adopted
+
+pytestmark = pytest.mark.anyio
+
+
+async def told(stack: Stack, *preloaded: str) -> str:
+    """Announce the first model, agent `x` on it, and models `y` and `z`."""
+    (first, *_) = stack.service.router.served
+    served = [
+        Served(Agent((MODEL,), n_ctx=64), first.host, first.prompter),
+        Served(Agent(("x",), n_ctx=64), first.host, first.prompter),
+    ]
+    for name in ("y", "z"):
+        host = adopted(FakeEngine(), stack.admission, name)
+        served.append(Served(Agent((name,), n_ctx=64), host, Prompter()))
+    preload = [first.host, *(one.host for one in served if one.agent.name in preloaded)]
+    router = ModelRouter(served)
+    admission, service, hosts = stack.admission, stack.service, stack.hosts
+    parts = Parts(hosts, router, tuple(preload), admission, service, stack.app, ())
+    stack.service.shutdown()
+    return _announcement("http://here", parts)
+
+
+async def test_it_names_what_is_there_what_comes_and_what_waits_to_be_asked() -> None:
+    text = await told(Stack(), "y")
+    assert "fake 1M Q4_K_M" in text
+    assert "The same weights: x. Loading now: y. Loaded when asked for: z." in text
+
+
+async def test_a_model_that_is_gone_again_is_announced_all_the_same() -> None:
+    stack = Stack()
+    stack.engine.state = EngineState.DEAD  # as one that a keep_alive of 0 has ended
+    text = await told(stack)
+    assert f"{MODEL} is ready on http://here" in text
