@@ -69,8 +69,9 @@ def run(options: argparse.Namespace) -> int:
     from server.cli.chat.signals import prompt_signals
     from server.cli.chat.terminal import Terminal, history, utf8
     from server.cli.output import output
+    from server.settings.environment import read_environment
 
-    terminal = Terminal()
+    terminal = Terminal(environment=read_environment())
     question = _question(options.text)
     system = None if options.system is None else utf8(options.system)
     with (

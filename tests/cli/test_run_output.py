@@ -165,6 +165,12 @@ def test_an_answer_in_another_script_than_the_locales(server):
     assert (done.returncode, done.stdout) == (0, b"Bl?, ?\n")
 
 
+def test_no_color_is_obeyed(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    with PseudoTerminal("run", "m", "--url", server.url, home=tmp_path) as terminal:
+        assert "\x1b[2m" not in terminal.until(">>> ")
+
+
 def test_text_in_wide_characters_is_edited_and_answered(server, tmp_path):
     server.chats(says("你好!"))
     with PseudoTerminal("run", "m", "--url", server.url, home=tmp_path) as terminal:

@@ -35,8 +35,8 @@ class Terminal:
         err: TextIO | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """By default the process's own streams and environment."""
-        environment = os.environ if environment is None else environment
+        """By default the process's own streams, and a terminal that can do all."""
+        environment = environment or {}
         self._out = out or sys.stdout
         self._err = err or sys.stderr
         for stream in (self._out, self._err):
