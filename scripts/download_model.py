@@ -14,8 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 def main() -> int:
     """Run `onegpu pull` with this script's arguments."""
-    from server.cli.main import main as onegpu  # noqa: PLC0415 - needs the path set above
+    try:
+        from server.cli.main import main as onegpu  # noqa: PLC0415 - needs the path set above
 
+        return onegpu(["pull", *sys.argv[1:]])
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"This Python ({sys.executable}) has no {error.name}. After `make install`: "
+            ".venv/bin/python scripts/download_model.py NAME"
+        )
     return onegpu(["pull", *sys.argv[1:]])
 
 

@@ -161,6 +161,11 @@ class Hub:
         data = bytearray()
         with self.body(repo, commit, path, start=start, end=end) as body:
             skip = start - body.start
+            if skip < 0:
+                raise HubError(
+                    f"The server was asked for {path} from byte {start:,} on and sends it from "
+                    f"byte {body.start:,} on. Try again later, or another mirror."
+                )
             for chunk in body.chunks:
                 data += chunk
                 if len(data) >= skip + end - start:

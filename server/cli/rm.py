@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from server.cli.pull_options import add_library_flags, library_of, load_settings
@@ -58,9 +60,15 @@ def _one(library: Library, name: str) -> Entry:
             f"{name} belongs to {entry.source} ({entry.path}); remove it with its own tool."
         )
     if len(ours) > 1:
-        names = ", ".join(entry.name for entry in ours)
+        names = ", ".join(told_apart(ours))
         raise ConfigError(f"{name} may be any of {names}. Name one.")
     return ours[0]
+
+
+def told_apart(entries: Sequence[Entry]) -> list[str]:
+    """Return a name for each that means it alone: its path, where others have the same name."""
+    count = Counter(entry.name for entry in entries)
+    return [entry.name if count[entry.name] == 1 else str(entry.path) for entry in entries]
 
 
 def _confirmed(entry: Entry) -> bool:

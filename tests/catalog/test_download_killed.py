@@ -92,6 +92,41 @@ def run(hub: HubServer, home: Path, other: str | None = None) -> subprocess.Comp
 
 
 @pytest.mark.slow
+def test_ctrl_c_says_that_it_can_go_on(tmp_path) -> None:
+    with HubServer() as hub:
+        hub.add("o/r", {NAME: blob(SIZE)})
+        hold = hub.hold[NAME] = Hold(after=HELD)
+        child = subprocess.Popen(
+            command(hub),
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert hold.reached.wait(60)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+        hold.release.set()
+
+    assert (child.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in err
+    assert {path.suffix for path in (tmp_path / "m" / "o" / "r").iterdir()} == {".json", ".part"}
+
+
+def test_the_script_says_what_to_do_where_nothing_is_installed() -> None:
+    script = str(ROOT / "scripts" / "download_model.py")
+
+    ended = subprocess.run(
+        [sys.executable, "-S", script, "x"], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 1
+    assert "After `make install`: .venv/bin/python scripts/download_model.py NAME" in ended.stderr
+
+
+@pytest.mark.slow
 def test_nothing_is_asked_of_the_hub_but_the_model(tmp_path) -> None:
     with HubServer() as hub:
         hub.add("o/r", {NAME: blob(100_000)})

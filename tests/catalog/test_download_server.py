@@ -2,6 +2,7 @@
 
 import pytest
 
+from server.catalog.hub import Hub, HubOptions
 from server.catalog.hub_errors import HubError
 from tests.catalog.hub_downloads import Pulls, blob
 from tests.catalog.hub_server import HubServer
@@ -117,3 +118,10 @@ def test_redirects_in_a_circle_are_ended(hub, pulls) -> None:
 
     with pytest.raises(HubError, match="redirects"):
         pulls(REF)
+
+
+def test_a_range_that_begins_later_is_not_read(hub) -> None:
+    hub.shift[NAME] = 7
+
+    with pytest.raises(HubError, match="from byte 100 on and sends it from byte 107 on"):
+        Hub(HubOptions(endpoint=hub.endpoint)).read("o/r", NAME, start=100, end=200)

@@ -241,6 +241,23 @@ def test_rm_removes_a_model_that_is_named_twice_once(hub, onegpu) -> None:
     assert (status, out.count("removed")) == (0, 1)
 
 
+def test_rm_tells_two_of_one_name_apart_by_their_paths(hub, onegpu) -> None:
+    """The hub renamed a file while an earlier one was still on its way."""
+    hub.add("o/r", {"old-Q8_0.gguf": WEIGHTS})
+    hub.failures["old-Q8_0.gguf"] = [(404, {"X-Error-Code": "EntryNotFound"})]
+    onegpu("pull", "hf:o/r:Q8_0", "--endpoint", hub.endpoint)
+    hub.add("o/r", {"new-Q8_0.gguf": WEIGHTS})
+    assert onegpu("pull", "hf:o/r:Q8_0", "--endpoint", hub.endpoint)[0] == 0
+
+    status, _, err = onegpu("rm", "-y", "hf:o/r:Q8_0")
+    assert (status, "any of models/o/r/new-Q8_0.gguf, models/o/r/old-Q8_0.gguf." in err) == (
+        2,
+        True,
+    )
+    assert onegpu("rm", "-y", "models/o/r/old-Q8_0.gguf")[0] == 0
+    assert onegpu("rm", "-y", "hf:o/r:Q8_0")[0] == 0
+
+
 def test_rm_checks_every_name_before_it_removes_one(hub, onegpu) -> None:
     path = Path(onegpu("pull", "qwen3:0.6b-q8_0", "--endpoint", hub.endpoint)[1].strip())
 
