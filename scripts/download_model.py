@@ -23,7 +23,6 @@ def main() -> int:
             f"This Python ({sys.executable}) has no {error.name}. After `make install`: "
             ".venv/bin/python scripts/download_model.py NAME"
         )
-    return onegpu(["pull", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
