@@ -15,11 +15,14 @@ from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.machine import machine_memory, refuse_cpu_build
 from server.assembly.sizing import Sized, budget_of, grouped, sized
 from server.assembly.wanted import Fetch, wanted
+from server.catalog.plan import gib
 from server.core.clock import Clock
+from server.core.errors import ConfigError
 from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec
 from server.gateway.hosts import HostManager
+from server.gateway.memory import Budget, total
 from server.gateway.prompter import Prompter
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
@@ -57,6 +60,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         served |= {found.agent.name: found for found in members}
         if any(member.preload for member in one.group.members):
             preload.append(host)
+    _check_preload(preload, budget_of(memory))
     router = ModelRouter([served[one.name] for one in names])
     hosts = HostManager(
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
@@ -108,6 +112,18 @@ def _host(one: Sized, admission: AdmissionController, clock: Clock) -> tuple[Hos
         Served(agent_of(member, sizes.n_ctx), host, prompters[member.template])
         for member in one.group.members
     ]
+
+
+def _check_preload(hosts: Sequence[Host], budget: Budget) -> None:
+    """Raise `ConfigError` where one would be unloaded for the next before anybody asked for it."""
+    need = total(host.spec.footprint for host in hosts)
+    if not budget.holds(need):
+        names = ", ".join(host.spec.name for host in hosts)
+        raise ConfigError(
+            f"What is to be loaded at start does not fit together: {names} need {gib(need.gpu)} of "
+            f"GPU and {gib(need.cpu)} of system memory. Leave out preload for some, so that they "
+            "take turns, or lower their slots and n_ctx."
+        )
 
 
 def _notes(contexts: Sequence[Sized]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from server.assembly.wanted import Wanted
+from server.assembly.wanted import Wanted, naming
 from server.catalog.gguf import check_parts
 from server.catalog.plan import (
     Choice,
@@ -109,7 +109,8 @@ def sized(groups: Sequence[Group], memory: Memory) -> list[Sized]:
     found: dict[str, Sized] = {}
     left = memory
     for group in sorted(groups, key=_has_auto):
-        found[group.name] = one = _size(group, memory, left)
+        with naming(group.name):
+            found[group.name] = one = _size(group, memory, left)
         left = _less(left, one.footprint)
     return [found[group.name] for group in groups]
 
@@ -177,7 +178,7 @@ def _size(group: Group, memory: Memory, left: Memory) -> Sized:
     footprint = _footprint(group, best, memory)
     if not budget_of(memory).holds(footprint):
         raise ConfigError(
-            f"{group.name} does not fit with its adapter, which the planner does not choose for: "
+            f"does not fit with its adapter, which the planner does not choose for: "
             f"together they need {gib(footprint.gpu)} of GPU and {gib(footprint.cpu)} of system "
             "memory. Lower slots, n_ctx or n_gpu_layers, or take a smaller kv_type."
         )
@@ -231,7 +232,7 @@ def _less(memory: Memory, footprint: Footprint) -> Memory:
 
 
 def _refusal(group: Group, choice: Choice) -> str:
-    lines = [f"{group.name} does not fit: {choice.reason}."]
+    lines = [f"does not fit: {choice.reason}."]
     if choice.alternatives:
         lines.append("What fits:")
         lines += [

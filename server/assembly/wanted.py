@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from server.catalog.modelfile import (
     Modelfile,
@@ -18,9 +20,10 @@ from server.catalog.modelfile import (
     resolve,
     served_name,
 )
-from server.core.errors import ConfigError
+from server.core.errors import ConfigError, OnegpuError
 from server.settings import EngineSettings, ModelSettings, ServedModelSettings, Settings
 from server.settings.messages import describe
+from server.settings.relations import Conflicts
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,8 @@ class _Reader:
     def read(self) -> list[Wanted]:
         found = [self._primary()]
         for name, entry in self._settings.models.items():
-            found.append(self._entry(name, entry))
+            with naming(f"models.{name}"):
+                found.append(self._entry(name, entry))
         served = {one.name for one in found}
         if len(served) < len(found):
             raise ConfigError(
@@ -93,7 +97,7 @@ class _Reader:
         return Wanted(
             name=settings.model.name or _name_of(text, modelfile),
             model=self._model(text, modelfile, over_model),
-            engine=_engine(settings.engine, over_engine, text),
+            engine=_engine(settings.engine, over_engine, f"{text}: engine"),
             template=template,
             modelfile=modelfile,
             max_tokens=None,
@@ -108,7 +112,7 @@ class _Reader:
         return Wanted(
             name=name,
             model=self._model(entry.from_, modelfile, said),
-            engine=_engine(self._settings.engine, said, f"models.{name}"),
+            engine=_engine(self._settings.engine, said, "engine"),
             template=None if modelfile is None else modelfile.template,
             modelfile=modelfile,
             max_tokens=entry.max_tokens,
@@ -167,8 +171,26 @@ def _engine(base: EngineSettings, said: Mapping[str, Any], where: str) -> Engine
     try:
         return EngineSettings.model_validate({**base.model_dump(exclude_unset=True), **changes})
     except ValidationError as error:
-        told = "; ".join(describe(details) for details in error.errors(include_url=False))
-        raise ConfigError(f"{where}: {told}") from error
+        told = [text for details in error.errors(include_url=False) for text in _told(details)]
+        raise ConfigError("\n".join(f"{where}: {text}" for text in told)) from error
+
+
+def _told(details: ErrorDetails) -> list[str]:
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, Conflicts):
+        return [f"{conflict.fields[0]} {conflict.message}" for conflict in cause.conflicts]
+    return [describe(details)]
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Begin the message of an error with the entry that it is about."""
+    try:
+        yield
+    except OnegpuError as error:
+        error.message = f"{where}: {error.message}"
+        error.args = (error.message,)
+        raise
 
 
 def _keep_alive(own: float | None, modelfile: Modelfile | None) -> float | None:

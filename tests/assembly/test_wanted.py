@@ -91,7 +91,11 @@ def test_a_folder_of_modelfiles_is_served_by_name(tmp_path) -> None:
     ("text", "told"),
     [
         ("models: {demo: {from: a.gguf}}", "served under this name already"),
-        ("models: {x: {from: a.gguf, kv_cells: 100, n_ctx: 200}}", "models.x: must be at least"),
+        (
+            "models: {x: {from: a.gguf, kv_cells: 100, n_ctx: 200}}",
+            "models.x: engine: kv_cells must be at least n_ctx",
+        ),
+        ("models: {x: {from: nope.Modelfile}}", "models.x: The Modelfile"),
         ("modelfiles: nowhere", "nowhere"),
     ],
 )
@@ -137,8 +141,9 @@ def test_auto_sizes_are_chosen_and_what_cannot_fit_is_refused_with_what_would(tm
     assert budget.gpu == 24 * 2**30 - CARD.reserve - CARD.cuda_context
     small = Memory(cpu_available=400 * 2**20)
     names = read(tmp_path, f"model: {{path: {DEMO}}}\nengine: {{slots: 64, n_ctx: 8192}}")
-    with pytest.raises(ConfigError, match="demo does not fit") as caught:
+    with pytest.raises(ConfigError, match="does not fit") as caught:
         sized(grouped(names, small), small)
+    assert caught.value.message.startswith("demo: does not fit: 64 × 8192 tokens")
     assert "What fits:\n  onegpu serve" in caught.value.message
 
 
