@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.catalog.download_lock import is_held, lock_path
 from server.catalog.foreign_stores import Foreign
 from server.catalog.hub_files import parts_of, quant_of, split_siblings
 from server.catalog.library_manifest import SUFFIX, Manifest, manifest_path
@@ -77,6 +78,8 @@ def pulled_entry(folder: Path, manifest: Manifest) -> Entry:
         total = sum(file.size for file in manifest.files)
         share = f"{min(100 * there // max(total, 1), 100)} % there"
         problem = f"not complete ({share}); go on with: {again}"
+        if is_held(lock_path(files[0])):
+            problem = f"being downloaded now ({share})"
     elif sizes != [file.size for file in manifest.files]:
         problem = f"not the size that was verified; get it again with: {again}"
     return Entry(

@@ -14,6 +14,7 @@ _LINE_SECONDS = 30.0
 _STEP_SECONDS = 2.0
 _LINE_SHARE = 0.1
 _SPEED_SECONDS = 10.0
+_LEAST_LABEL = 12
 
 
 class Speed:
@@ -92,15 +93,16 @@ class StreamProgress:
 
     def _show(self) -> None:
         speed = self._speed.value()
-        text = f"{self._label}  {self._state()}"
+        text = f"  {self._state()}"
         if speed:
             left = (self._total - self._done) / speed
             text += f"  {size_text(round(speed))}/s  {duration(left)} left"
         if not self._terminal:
-            self._write(text)
+            self._write(self._label + text)
             return
         width = shutil.get_terminal_size().columns - 1
-        self._stream.write(f"\r{text[:width]}\x1b[K")
+        line = shortened(self._label, max(width - len(text), _LEAST_LABEL)) + text
+        self._stream.write(f"\r{line[:width]}\x1b[K")
         self._stream.flush()
 
     def _state(self) -> str:
@@ -111,6 +113,14 @@ class StreamProgress:
         clear = "\r\x1b[K" if self._terminal else ""
         self._stream.write(f"{clear}{text}\n")
         self._stream.flush()
+
+
+def shortened(text: str, width: int) -> str:
+    """Leave out the middle of a text that is longer than `width`: a file's name tells most at its ends."""
+    if len(text) <= width:
+        return text
+    head = (width - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 
 
 def duration(seconds: float) -> str:

@@ -141,11 +141,11 @@ def test_a_model_on_its_way_is_not_removed(library, put) -> None:
 
     [entry] = library.named("hf:o/r:Q8_0")
 
-    with (
-        exclusive(lock_path(path), waiting=lambda: None),
-        pytest.raises(ConfigError, match="is being downloaded"),
-    ):
-        library.remove(entry)
+    assert "not complete" in (entry.problem or "")
+    with exclusive(lock_path(path), waiting=lambda: None):
+        assert library.entries()[0].problem == "being downloaded now (100 % there)"
+        with pytest.raises(ConfigError, match="is being downloaded"):
+            library.remove(entry)
 
     assert path.exists()
 

@@ -284,6 +284,20 @@ def test_progress_has_speed_and_time_left() -> None:
     assert stream.getvalue().endswith("m.gguf:  20 %  4 GB of 20 GB in 20 s\n")
 
 
+def test_a_long_name_gives_way_to_speed_and_time_left(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown, clock, stream = progress(terminal=True)
+    shown.begin(f"Qwen3-{'x' * 80}-UD-Q4_K_XL.gguf", total=20_000_000_000, done=0)
+    for _ in range(2):
+        clock.advance(5)
+        shown.advance(250_000_000)
+
+    line = stream.getvalue().split("\r")[-1].removesuffix("\x1b[K")
+    assert len(line) == 79
+    assert line.startswith("Qwen3-xxx")
+    assert line.endswith("Q4_K_XL.gguf    2 %  500 MB of 20 GB  50 MB/s  6 min 30 s left")
+
+
 def test_progress_elsewhere_is_a_line_now_and_then() -> None:
     shown, clock, stream = progress(terminal=False)
     shown.begin("m.gguf", total=1000_000_000, done=0)
