@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.body import ignored_header, read_model
+from server.api.disconnect import unless_disconnected
 from server.api.parts import Parts
 from server.api.schemas.chat import ChatFields
 from server.api.schemas.common import ApiModel
@@ -76,17 +77,25 @@ def _tools_router(parts: Parts) -> APIRouter:
         """Text to token ids."""
         body = await read_model(request, TokenizeRequest, pause)
         headers = _ignored(parts, body)
-        async with parts.service.using(body.model) as (_, lease):
-            return await parts.service.in_thread(_tokenized, lease.tokenizer, body, headers)
+
+        async def work() -> Response:
+            async with parts.service.using(body.model) as (_, lease):
+                return await parts.service.in_thread(_tokenized, lease.tokenizer, body, headers)
+
+        return await unless_disconnected(request.receive, work())
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         """Token ids to text."""
         body = await read_model(request, DetokenizeRequest, pause)
         headers = _ignored(parts, body)
-        async with parts.service.using(body.model) as (_, lease):
-            decode = lease.tokenizer.decode
-            content = await parts.service.in_thread(decode, body.tokens, special=True)
+
+        async def work() -> bytes:
+            async with parts.service.using(body.model) as (_, lease):
+                decode = lease.tokenizer.decode
+                return await parts.service.in_thread(decode, body.tokens, special=True)
+
+        content = await unless_disconnected(request.receive, work())
         return _json({"content": content.decode("utf-8", "replace")}, headers)
 
     @router.post("/apply-template")
@@ -95,11 +104,16 @@ def _tools_router(parts: Parts) -> APIRouter:
         body = await read_model(request, ChatFields, pause)
         headers = ignored_header(body.leftover(strict=parts.limits.strict))
         prompt = body.prompt()
-        async with parts.service.using(body.model) as (served, _):
-            whole = compose(served, prompt)
-            text = await parts.service.in_thread(
-                served.prompter.template.render, whole.messages, whole.tools, whole.template_kwargs
-            )
+
+        async def work() -> str:
+            async with parts.service.using(body.model) as (served, _):
+                whole = compose(served, prompt)
+                render = served.prompter.template.render
+                return await parts.service.in_thread(
+                    render, whole.messages, whole.tools, whole.template_kwargs
+                )
+
+        text = await unless_disconnected(request.receive, work())
         return _json({"prompt": text}, headers)
 
     return router

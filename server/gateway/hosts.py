@@ -227,7 +227,10 @@ class HostManager:
         try:
             host.engine = host.spec.make()
             host.engine.start()
-        except OnegpuError as error:
+        except Exception as error:
+            if not isinstance(error, OnegpuError):
+                log.exception("The engine of %s could not be made", host.spec.name)
+                error = OnegpuError(f"{type(error).__name__}: {error}")
             self._failed(host, error)
             # Not at once: this is within a turn.
             asyncio.get_running_loop().call_soon(self._turn)

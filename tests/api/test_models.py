@@ -186,6 +186,31 @@ async def test_a_client_that_goes_while_its_model_loads_leaves_nothing():
     assert stack.hosts.hosts[1].holders == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"content": "hi"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/apply-template", {"messages": BODY["messages"]}),
+        ("/v1/completions", {"prompt": "hi"}),
+        (CHAT, BODY),
+    ],
+)
+async def test_who_goes_while_a_model_loads_does_not_wait_on(path, body):
+    stack = TwoModels()
+    async with serve(stack), httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
+        task = asyncio.create_task(client.post(path, json={**body, "model": "other"}))
+        await stack.loading()
+        assert len(stack.hosts._line) == 1
+        task.cancel()
+        async with asyncio.timeout(10):
+            while stack.hosts._line:
+                stack.hosts._changed.clear()
+                await stack.hosts._changed.wait()
+        stack.loads[0].come_up()
+    assert stack.hosts.hosts[1].holders == 0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_dropped_turns_are_told_in_header_and_body(stream):
     stack = TwoModels()

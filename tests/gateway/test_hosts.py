@@ -179,11 +179,12 @@ async def test_a_failed_load_answers_all_who_wait_and_can_be_tried_again():
     assert house.hosts["a"].error is None
 
 
-async def test_an_engine_that_cannot_be_made_answers_too(monkeypatch):
+@pytest.mark.parametrize("error", [ConfigError("no such thing"), RuntimeError("no such thing")])
+async def test_an_engine_that_cannot_be_made_answers_too(monkeypatch, error):
     house = House({"a": 3}, budget=8)
 
     def broken(_name: str):
-        raise ConfigError("no such thing")
+        raise error
 
     monkeypatch.setattr(house, "_make", broken)
     with pytest.raises(ModelFailed, match="no such thing"):
