@@ -137,5 +137,5 @@ def _brief(error: Exception) -> str:
         return "the hub fell silent"
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError):
         return "the connection was cut"
-    text = str(error).strip()
+    text = str(error).strip().rstrip(".")
     return f"{text[0].lower()}{text[1:]}" if text else type(error).__name__
