@@ -66,3 +66,5 @@ class GenerationRequest:
     """May take over cells that another request computed."""
     deadline: float | None = None
     """Monotonic time by which a slot must be found, else `QueueTimeout`."""
+    rank: tuple[int, float, int] = (0, 0.0, 0)
+    """The least one gets the next slot; equal ones in the order they came."""

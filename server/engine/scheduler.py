@@ -7,7 +7,7 @@ Deterministic: no clock of its own, no I/O, no thread. One step is
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
@@ -21,6 +21,7 @@ from server.engine.plan import Admission, DecodeCode, Rows, Sample, StepPlan, St
 from server.engine.prefix_index import MIN_PREFILL_ROWS, chunk_rows
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.slots import SlotPool
+from server.engine.waitlist import Waitlist
 
 NO_CELLS_RETRIES = 4
 
@@ -68,7 +69,7 @@ class EngineFailure(RuntimeError):
 
 
 class Scheduler:
-    """The engine's policy: first come, first served into slots; decode rows first, then prefill."""
+    """The engine's policy: slots by rank, decode rows first, then prefill."""
 
     def __init__(
         self, limits: SchedulerLimits, tokenizer: Tokenizer, *, partial_removal: bool = True
@@ -78,7 +79,7 @@ class Scheduler:
         self.pool = SlotPool(
             slots=limits.slots, kv_cells=limits.kv_cells, partial_removal=partial_removal
         )
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Waitlist()
         self.running: list[Sequence] = []
         """Sorted by slot: llama.cpp's split KV layout is slower on unsorted rows."""
         self.counters: Counter[str] = Counter()
@@ -103,14 +104,14 @@ class Scheduler:
     # Between steps
 
     def add(self, request: GenerationRequest, now: float) -> None:
-        """Put a request at the end of the line. `ValueError`: it could never run, or is here."""
+        """Let a request wait by its rank. `ValueError`: it could never run, or is here."""
         self.limits.require(request)
         if request.request_id in self._by_id:
             message = f"{request.request_id} is already known"
             raise ValueError(message)
         sequence = Sequence(request, Detokenizer(self._pieces, request.stop), now)
         self._by_id[request.request_id] = sequence
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
         if request.deadline is not None:
             self._next_deadline = min(self._next_deadline, request.deadline)
 
@@ -143,14 +144,14 @@ class Scheduler:
     # A step
 
     def admit(self, now: float) -> list[Truncation | Admission]:
-        """Expire what waited too long, give slots to the head of the line; return memory edits."""
+        """Expire what waited too long, give slots to who is next; return memory edits."""
         if now >= self._next_deadline:
             self._expire(now)
         edits: list[Truncation | Admission] = list(self._edits)
         self._edits.clear()
-        while self.waiting and (found := self.pool.acquire(self.waiting[0])) is not None:
-            slot, keep, evictions = found
-            sequence = self.waiting.popleft()
+        slots, acquire = self.limits.slots, self.pool.acquire
+        while len(self.running) < slots and (found := self.waiting.take(acquire, slots)):
+            sequence, (slot, keep, evictions) = found
             sequence.slot, sequence.computed, sequence.cached = slot.index, keep, keep
             sequence.status, sequence.started_at = SequenceStatus.RUNNING, now
             self._admitted += 1

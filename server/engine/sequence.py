@@ -27,10 +27,12 @@ class Sequence:
     """
 
     __slots__ = (
+        "arrival",
         "cached",
         "computed",
         "detokenizer",
         "first_token_at",
+        "overtaken",
         "prompt_length",
         "request",
         "slot",
@@ -52,6 +54,10 @@ class Sequence:
         self.slot = -1
         self.turn = 0
         """Order of admission to a slot."""
+        self.arrival = 0
+        """Order of arrival among those that wait."""
+        self.overtaken = 0
+        """How many that came later got a slot first."""
         self.status = SequenceStatus.WAITING
         self.submitted_at = now
         self.started_at: float | None = None

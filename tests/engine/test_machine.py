@@ -25,9 +25,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.requests = {}
         self.broken = set()
 
-    @rule(prompt=PROMPTS, max_tokens=st.integers(1, 8), reuse=st.booleans())
-    def arrive(self, prompt, max_tokens, reuse):
-        request = make_request(prompt, max_tokens, reuse_prefix=reuse)
+    @rule(
+        prompt=PROMPTS,
+        max_tokens=st.integers(1, 8),
+        reuse=st.booleans(),
+        rank=st.tuples(st.integers(-1, 2), st.floats(0, 9), st.integers(0, 9)),
+    )
+    def arrive(self, prompt, max_tokens, reuse, rank):
+        request = make_request(prompt, max_tokens, reuse_prefix=reuse, rank=rank)
         self.requests[self.harness.submit(request)] = request
 
     @rule(prompt=PROMPTS, wait=st.sampled_from([0.0, 0.015, 0.05]))
