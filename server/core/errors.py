@@ -11,9 +11,10 @@ OnegpuError
 │   ├── ContextLengthExceeded   prompt + output do not fit `n_ctx`
 │   ├── ModelNotFound
 │   ├── RequestTooLarge         the body is over the limit
+│   ├── RateLimited             a key's own limit; `retry_after` says when it allows more
 │   └── ClientStalled           the client stopped sending or reading
 ├── Unavailable                 the server's state; `retry_after` says when to come back
-│   ├── QueueFull, QueueTimeout
+│   ├── QueueFull, QueueTimeout, DeadlineUnreachable
 │   ├── ModelLoading, ModelFailed, Draining
 │   └── EngineDead              the engine stopped for good
 ├── EngineTimeout               the engine was silent for too long
@@ -111,6 +112,17 @@ class RequestTooLarge(RequestError):
     code = "request_too_large"
 
 
+class RateLimited(RequestError):
+    """A key asked for more than its limits allow now."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        """`retry_after`: seconds after which the same request passes this limit, exactly."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class ClientStalled(RequestError):
     """The client stopped sending its body or reading its answer."""
 
@@ -138,6 +150,12 @@ class QueueTimeout(Unavailable):
     """The request waited for a slot for longer than it may."""
 
     code = "queue_timeout"
+
+
+class DeadlineUnreachable(Unavailable):
+    """The answer would come after the deadline that the request names."""
+
+    code = "deadline_unreachable"
 
 
 class ModelLoading(Unavailable):
