@@ -1,0 +1,1 @@
+"""What outlives the process: one SQLite file in the data directory, a repository for each subject."""
