@@ -89,6 +89,8 @@ class ScriptedBackend:
         self.codes = dict(codes or {})
         self.cells: list[list[int]] = [[] for _ in range(limits.slots)]
         self.open_slots: dict[int, GenerationRequest] = {}
+        self.scopes: dict[int, str] = {}
+        """Whose cells a slot has."""
         self.plans: list[StepPlan] = []
         self.fail_open: set[str] = set()
         self.fail_sample: dict[str, int] = {}
@@ -103,6 +105,9 @@ class ScriptedBackend:
 
     def open(self, slot: int, request: GenerationRequest) -> None:
         self.close(slot)
+        kept = self.cells[slot]
+        assert not kept or self.scopes[slot] == request.cache_scope, "another's cells"
+        self.scopes[slot] = request.cache_scope
         if request.request_id in self.fail_open:
             raise ValueError("no such sampler")
         self.open_slots[slot] = request

@@ -64,6 +64,9 @@ class GenerationRequest:
     """None: no log-probabilities. k ≥ 0: of the sampled token and of the k likeliest."""
     reuse_prefix: bool = True
     """May take over cells that another request computed."""
+    cache_scope: str = ""
+    """Whose cells: only requests of the same scope share any, so that nobody's `cached_tokens` or
+    answer times tell what somebody else asked."""
     deadline: float | None = None
     """Monotonic time by which a slot must be found, else `QueueTimeout`."""
     rank: tuple[int, float, int] = (0, 0.0, 0)

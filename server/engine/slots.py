@@ -19,6 +19,8 @@ class Slot:
     """KV cells that the running sequence may come to use; 0 when idle."""
     tokens: list[int] = field(default_factory=list)
     """Idle: the tokens in its cells, one per cell."""
+    scope: str = ""
+    """Idle: the `cache_scope` of the request that computed them."""
     last_used: int = 0
     """Tick of the last release."""
 
@@ -53,8 +55,8 @@ class SlotPool:
     def acquire(self, sequence: Sequence) -> tuple[Slot, int, list[Truncation]] | None:
         """Find a slot for `sequence` and reserve its cells; None while there is no slot or no room.
 
-        Takes the idle slot that shares the longest prefix, then the least recently used. Returns
-        the slot, the cells to keep in it, and the idle slots to empty first.
+        Takes the idle slot of its scope that shares the longest prefix, then the least recently
+        used one. Returns the slot, the cells to keep in it, and the idle slots to empty first.
         """
         need = sequence.cells_needed
         idle = [slot for slot in self.slots if slot.sequence is None]
@@ -77,6 +79,7 @@ class SlotPool:
         slot.reserved = 0
         slot.sequence = None
         slot.tokens = sequence.tokens[: sequence.computed]
+        slot.scope = sequence.request.cache_scope
         self.idle_cells += len(slot.tokens)
         self._tick += 1
         slot.last_used = self._tick
@@ -106,8 +109,10 @@ class SlotPool:
             raise RuntimeError(f"{self!r}: {'; '.join(problems)}")
 
     def _choose(self, idle: list[Slot], sequence: Sequence) -> tuple[Slot, int]:
+        request = sequence.request
+
         def reusable(slot: Slot) -> int:
-            if not slot.tokens or not sequence.request.reuse_prefix:
+            if not slot.tokens or not request.reuse_prefix or slot.scope != request.cache_scope:
                 return 0
             return reusable_tokens(
                 sequence.tokens, slot.tokens, partial_removal=self._partial_removal

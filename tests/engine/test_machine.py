@@ -30,9 +30,10 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 8),
         reuse=st.booleans(),
         rank=st.tuples(st.integers(-1, 2), st.floats(0, 9), st.integers(0, 9)),
+        scope=st.sampled_from(["", "a", "b"]),
     )
-    def arrive(self, prompt, max_tokens, reuse, rank):
-        request = make_request(prompt, max_tokens, reuse_prefix=reuse, rank=rank)
+    def arrive(self, prompt, max_tokens, reuse, rank, scope):
+        request = make_request(prompt, max_tokens, reuse_prefix=reuse, rank=rank, cache_scope=scope)
         self.requests[self.harness.submit(request)] = request
 
     @rule(prompt=PROMPTS, wait=st.sampled_from([0.0, 0.015, 0.05]))

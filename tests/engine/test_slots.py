@@ -74,6 +74,30 @@ def test_no_reuse_when_the_request_forbids_it():
     assert occupy(pool, sequence("a" * 40, reuse_prefix=False))[1] == 0
 
 
+def test_prefixes_are_reused_within_a_scope_only():
+    pool = SlotPool(slots=2, kv_cells=300)
+    mine, shared = sequence("a" * 48, cache_scope="me"), sequence("a" * 32)
+    slots = [occupy(pool, each)[0] for each in (mine, shared)]
+    for slot, each in zip(slots, (mine, shared), strict=True):
+        finish(pool, slot, each)
+
+    again = [
+        (scope, *occupy(pool, seq := sequence("a" * 48, cache_scope=scope)), seq)
+        for scope in ("me", "")
+    ]
+    assert [(scope, slot.index, keep) for scope, slot, keep, _, _ in again] == [
+        ("me", 0, 40),
+        ("", 1, 32),
+    ]
+    for _, slot, _, _, seq in again:
+        finish(pool, slot, seq)
+    # Somebody else's longer prefix is not even preferred: the place used longest ago is.
+    slot, keep, _ = occupy(pool, sequence("a" * 48, cache_scope="you"))
+    assert (slot.index, keep) == (0, 0)
+    slot, keep, _ = occupy(pool, sequence("a" * 48, cache_scope="me"))
+    assert keep == 0, "overwritten by another's"
+
+
 @pytest.mark.parametrize("damage", ["reserved_cells", "idle_cells"])
 def test_integrity_notices_wrong_books(damage):
     pool = SlotPool(slots=1, kv_cells=100)
