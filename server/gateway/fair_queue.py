@@ -1,0 +1,166 @@
+"""In which order those who wait for one model start: pure, without a clock of its own.
+
+Three classes, the better one first. Within a class start-time fair queuing between flows (Goyal,
+Vin, Cheng, 1996): each turn gets a start tag, at least the virtual time and at least the finish tag
+of its flow's turn before it; the least start tag goes first, and virtual time is the tag of what
+started last. A flow with little to do is served next, however much another one has queued.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Generic, TypeVar
+
+Rank = tuple[int, float, int]
+"""Class, start tag, number of arrival; the least one goes first."""
+
+_AGED_SHARE = 4
+"""Of so many starts one may be of a class that has waited too long."""
+
+
+class Priority(IntEnum):
+    """The less, the sooner."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BATCH = 2
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One sequence that is ready to start."""
+
+    flow: str
+    """Whom it is counted for: a key."""
+    weight: float
+    """Share of its flow; twice the weight gets twice the service under contention."""
+    priority: Priority
+    cost: float
+    """Estimated service; the unit does not matter, as long as all use the same."""
+    number: int
+    """Order of arrival."""
+    arrived: float
+    """Monotonic seconds."""
+    start: float = 0.0
+    aged: bool = False
+    """Taken before better classes because its own had waited too long."""
+
+    @property
+    def rank(self) -> Rank:
+        """Its place in the order, against others of the same queue."""
+        return (-1 if self.aged else int(self.priority), self.start, self.number)
+
+
+T = TypeVar("T", bound=Turn)
+
+
+class _Class(Generic[T]):
+    """The waiting turns of one priority."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[float, int, T]] = []
+        """Sorted by start tag."""
+        self.by_age: dict[int, T] = {}
+        self.finish: dict[str, float] = {}
+        """Flow → finish tag of its last turn."""
+        self.virtual = 0.0
+        self.live = 0
+        """Turns that wait, were taken, or are being served."""
+
+    def push(self, turn: T) -> None:
+        turn.start = max(self.virtual, self.finish.get(turn.flow, 0.0))
+        self.finish[turn.flow] = turn.start + turn.cost / turn.weight
+        insort(self.waiting, (turn.start, turn.number, turn))
+        self.by_age[turn.number] = turn
+        self.live += 1
+
+    def remove(self, turn: T) -> bool:
+        """Take out a waiting turn; False if it does not wait."""
+        if self.by_age.pop(turn.number, None) is None:
+            return False
+        del self.waiting[bisect_left(self.waiting, (turn.start, turn.number))]
+        return True
+
+    def started(self, turn: T) -> None:
+        self.virtual = max(self.virtual, turn.start)
+
+    def refund(self, turn: T, cost: float) -> None:
+        """Charge its flow less for what comes after it."""
+        if turn.flow in self.finish:
+            self.finish[turn.flow] -= cost / turn.weight
+
+    def forget(self) -> None:
+        """Count one less, and drop tags that cannot matter: memory follows the line."""
+        self.live -= 1
+        if self.live == 0:
+            self.finish.clear()
+        elif len(self.finish) > 2 * self.live + 64:
+            self.finish = {flow: tag for flow, tag in self.finish.items() if tag > self.virtual}
+
+
+class FairQueue(Generic[T]):
+    """The order of one model's line. A turn is pushed, taken, started, ended; or withdrawn."""
+
+    def __init__(self, aging: float) -> None:
+        """`aging`: seconds after which a class that waits gets one start in four."""
+        self._aging = aging
+        self._classes: dict[Priority, _Class[T]] = {one: _Class() for one in Priority}
+        self._since_aged = _AGED_SHARE
+
+    def __len__(self) -> int:
+        """Count the turns that wait."""
+        return sum(len(one.waiting) for one in self._classes.values())
+
+    def push(self, turn: T) -> None:
+        """Let a turn wait; its start tag is set here."""
+        self._classes[turn.priority].push(turn)
+
+    def head(self, now: float, allowed: Collection[Priority]) -> tuple[T, bool] | None:
+        """Return who is next among the allowed classes, and whether it goes first by its age."""
+        filled = [p for p in Priority if p in allowed and self._classes[p].waiting]
+        if not filled:
+            return None
+        first, *lower = filled
+        if lower and self._since_aged >= _AGED_SHARE - 1:
+            ages = {p: next(iter(self._classes[p].by_age.values())).arrived for p in lower}
+            oldest = min(lower, key=ages.__getitem__)
+            if now - ages[oldest] >= self._aging:
+                return self._classes[oldest].waiting[0][2], True
+        return self._classes[first].waiting[0][2], False
+
+    def take(self, turn: T, *, aged: bool) -> None:
+        """Take out a turn that `head` named."""
+        self._classes[turn.priority].remove(turn)
+        turn.aged = aged
+        self._since_aged = 0 if aged else self._since_aged + 1
+
+    def started(self, turn: T) -> None:
+        """Tell that a turn that was taken is being served."""
+        self._classes[turn.priority].started(turn)
+
+    def ended(self, turn: T) -> None:
+        """Tell that a turn that started has been served."""
+        self._classes[turn.priority].forget()
+
+    def withdraw(self, turn: T) -> None:
+        """Take back a turn that has not started, waiting or taken; its flow is not charged."""
+        own = self._classes[turn.priority]
+        own.remove(turn)
+        own.refund(turn, turn.cost)
+        own.forget()
+
+    def refund(self, turn: T, cost: float) -> None:
+        """Tell that a turn took less service than estimated, by `cost`."""
+        self._classes[turn.priority].refund(turn, cost)
+
+    def before(self, turn: T) -> Iterator[T]:
+        """Yield the waiting turns that rank before `turn`, in no special order."""
+        rank = turn.rank
+        for priority in Priority:
+            for _, _, other in self._classes[priority].waiting:
+                if other.rank >= rank:
+                    break
+                yield other

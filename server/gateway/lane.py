@@ -1,0 +1,261 @@
+"""The part of the line that wants one model's slots: its order, what its engine has, its pace.
+
+The engine gets what can run now and as many more as there are slots, with ranks: a slot that
+becomes free within a step has its next sequence at once, and a better one that comes later
+overtakes those that wait in the engine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from server.core.clock import Clock
+from server.core.errors import DeadlineUnreachable
+from server.gateway.drain_rate import DrainRate
+from server.gateway.fair_queue import FairQueue, Priority
+from server.gateway.ticket import Outlook, Seat, SeatState, Standing, Ticket
+
+if TYPE_CHECKING:
+    from server.gateway.line import Line
+
+_ALL = tuple(Priority)
+_ANYBODY = Standing()
+_SMOOTHING = 8
+"""A sequence's time in its slot weighs one in so many in the average."""
+
+
+class Lane:
+    """Belongs to the event loop.
+
+    Who has a free slot of its model is let in however many wait for other models; those who wait
+    share the `max_queue` places.
+    """
+
+    def __init__(self, line: Line, slots: int, clock: Clock) -> None:
+        """Made by `Line.open_lane` only."""
+        self.slots = slots
+        self.outstanding = 0
+        """Places held by unreleased tickets."""
+        self.ended_places = 0
+        """Of these, those whose sequences have ended: only their readers are not done."""
+        self._line = line
+        self._limits = line.limits
+        self._clock = clock
+        self._order: FairQueue[Seat] = FairQueue(self._limits.aging)
+        self._inside: dict[Seat, None] = {}
+        """What the engine has and has not ended."""
+        self._ahead: dict[Seat, None] = {}
+        """Of these, those without a slot."""
+        self._by_class: Counter[Priority] = Counter()
+        """What is inside, by class."""
+        self._rate = DrainRate(self._limits.memory)
+        self._since = clock.monotonic()
+        self._service: float | None = None
+        self._pumping = False
+
+    @property
+    def waiting(self) -> int:
+        """Places that wait for a slot of this model."""
+        return max(0, self.outstanding - self.ended_places - self.slots)
+
+    @property
+    def capacity(self) -> int:
+        """Most places that one request can ever have here."""
+        return self.slots + self._limits.max_queue
+
+    @property
+    def service_seconds(self) -> float | None:
+        """How long a sequence has its slot, on average; None before one has ended."""
+        return self._service
+
+    def admit(
+        self, places: int = 1, standing: Standing = _ANYBODY, *, deadline: float | None = None
+    ) -> Ticket:
+        """Take places now; never waits.
+
+        Raises `QueueFull`, `Draining`, or `DeadlineUnreachable` for a deadline (monotonic seconds)
+        that the line as it stands cannot meet.
+        """
+        self._line.check(self, places, standing)
+        if deadline is not None:
+            ahead = max(0, self.outstanding - self.ended_places + places - self.slots)
+            better = standing.priority is Priority.INTERACTIVE  # may overtake: priced, it is known
+            wait = 0.0 if better or not ahead else self.expected_wait(ahead)
+            self._check_deadline(deadline, wait)
+        self.outstanding += places
+        self._line.entered(places, standing)
+        return Ticket(self, standing, places, deadline)
+
+    def retry_after(self) -> float:
+        """Seconds in which the line as it stands should have drained, between 1 and the limit."""
+        wait = self.expected_wait(max(1, self.waiting))
+        advice = self._limits.unmeasured_retry if wait is None else wait
+        return min(max(advice, 1.0), self._limits.longest_retry)
+
+    def expected_wait(self, position: int) -> float | None:
+        """Seconds until the request at `position` (1 is next) gets a slot; None if unmeasured."""
+        return self._rate.seconds(position)
+
+    # Called by tickets
+
+    def price(self, ticket: Ticket, costs: Sequence[float]) -> None:
+        """Put a ticket's sequences into the order. Raises `DeadlineUnreachable`."""
+        now, standing = self._clock.monotonic(), ticket.standing
+        for index, cost in enumerate(costs):
+            seat = Seat(
+                standing.key,
+                standing.weight,
+                standing.priority,
+                cost,
+                self._line.number(),
+                now,
+                ticket=ticket,
+                index=index,
+            )
+            ticket.seats.append(seat)
+            self._order.push(seat)
+        if ticket.deadline is not None:
+            self._check_deadline(ticket.deadline, self._wait_of(ticket))
+        self._pump()
+
+    def started(self, seat: Seat) -> None:
+        """A sequence has a slot."""
+        seat.state, seat.started_at = SeatState.STARTED, self._clock.monotonic()
+        del self._ahead[seat]
+        self._order.started(seat)
+        self._pump()
+
+    def ended(self, seat: Seat) -> None:
+        """A sequence has ended, with or without a slot."""
+        self._take_out(seat)
+        seat.ticket.places_ended += 1
+        self.ended_places += 1
+        self._pump()
+
+    def leave(self, ticket: Ticket, cost: float | None) -> None:
+        """Take a ticket out, wherever its sequences stand."""
+        charged = 0.0
+        for seat in ticket.seats:
+            if seat.state is SeatState.WAITING:
+                self._order.withdraw(seat)
+            else:
+                charged += 0.0 if seat.started_at is None else seat.cost
+                self._take_out(seat)
+        if cost is not None and charged:
+            self._order.refund(ticket.seats[0], charged - cost)
+        self.outstanding -= ticket.places
+        self.ended_places -= ticket.places_ended
+        self._line.left(ticket)
+        self._pump()
+
+    def outlook(self, ticket: Ticket) -> Outlook:
+        """Count who comes before it: in the order, and in the engine without a slot."""
+        waiting = len(self._ahead) + len(self._order)
+        if not ticket.seats:
+            position = waiting + 1
+            return Outlook(position, position, self.expected_wait(position))
+        ahead = self._before(ticket.seats[0])
+        return Outlook(len(ahead) + 1, max(waiting, len(ahead) + 1), self._seconds(ahead))
+
+    # Details
+
+    def _before(self, seat: Seat) -> list[Seat]:
+        rank = seat.rank
+        ahead = [other for other in self._ahead if other.rank < rank]
+        if seat.state is SeatState.WAITING:
+            ahead += self._order.before(seat)
+        return ahead
+
+    def _seconds(self, ahead: Sequence[Seat]) -> float | None:
+        """Estimate by what those ahead cost; whoever runs is taken for an average one."""
+        own = self._rate.seconds(1)
+        rest = self._rate.seconds(len(ahead), sum(seat.cost for seat in ahead)) if ahead else 0.0
+        return None if own is None or rest is None else own + rest
+
+    def _wait_of(self, ticket: Ticket) -> float | None:
+        """Expected wait for the last of its sequences."""
+        ahead = self._before(ticket.seats[-1])
+        if len(self._inside) - len(self._ahead) + len(ahead) < self.slots:
+            return 0.0
+        return self._seconds(ahead)
+
+    def _pump(self) -> None:
+        """Hand the engine what may begin. What `begin` brings about is seen by the same loop."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while (found := self._next()) is not None:
+                seat, aged = found
+                self._order.take(seat, aged=aged)
+                seat.state = SeatState.BEGUN
+                self._observe()
+                self._inside[seat] = self._ahead[seat] = None
+                self._by_class[seat.priority] += 1
+                self._line.began(seat.ticket)
+                seat.ticket.begin(seat.index, seat.rank)
+        finally:
+            self._pumping = False
+
+    def _next(self) -> tuple[Seat, bool] | None:
+        if not len(self._order):
+            return None
+        found = self._order.head(self._clock.monotonic(), self._allowed())
+        if found is None or len(self._inside) < 2 * self.slots:
+            return found
+        # The engine has all it can look ahead to; only who would be among its next may join.
+        seat, aged = found
+        rank = (-1, seat.start, seat.number) if aged else seat.rank
+        sooner = sum(other.rank < rank for other in self._ahead)
+        return found if sooner < self.slots else None
+
+    def _allowed(self) -> tuple[Priority, ...]:
+        """Return who may begin. For reserved slots, only interactive requests are looked ahead to."""
+        reserved = min(self._limits.interactive_slots, self.slots - 1)
+        others = len(self._inside) - self._by_class[Priority.INTERACTIVE]
+        if reserved <= 0 or others < self.slots - reserved:
+            return _ALL
+        return (Priority.INTERACTIVE,)
+
+    def _take_out(self, seat: Seat) -> None:
+        """Count a sequence out of the engine. Once."""
+        if seat.state is SeatState.ENDED:
+            return
+        started = seat.state is SeatState.STARTED
+        seat.state = SeatState.ENDED
+        self._observe(int(started), seat.cost if started else 0.0)
+        del self._inside[seat]
+        self._by_class[seat.priority] -= 1
+        if seat.started_at is not None:
+            self._measure(self._clock.monotonic() - seat.started_at)
+            self._order.ended(seat)
+        else:
+            del self._ahead[seat]
+            self._order.withdraw(seat)
+
+    def _check_deadline(self, deadline: float, wait: float | None) -> None:
+        left = deadline - self._clock.monotonic()
+        needed = None if wait is None else wait + (self._service or 0.0)
+        if left > 0 and (needed is None or needed <= left):
+            return
+        self._line.counters[DeadlineUnreachable.code] += 1
+        told = "" if needed is None else f" It would take about {needed:.1f} s."
+        raise DeadlineUnreachable(
+            f"The request's deadline is in {left:.1f} s, too soon for its answer.{told}"
+            if left > 0
+            else "The request's deadline has passed.",
+            retry_after=self.retry_after(),
+        )
+
+    def _measure(self, seconds: float) -> None:
+        before = self._service
+        self._service = seconds if before is None else before + (seconds - before) / _SMOOTHING
+
+    def _observe(self, finished: int = 0, cost: float = 0.0) -> None:
+        """Count the time since the last change, if the engine had work. Before every change."""
+        now = self._clock.monotonic()
+        if self._inside:
+            self._rate.observe(now - self._since, finished, cost)
+        self._since = now
