@@ -9,6 +9,8 @@ OnegpuError
 ├── RequestError                the caller can mend it
 │   ├── InvalidRequest          a field is wrong (`param` names it)
 │   ├── ContextLengthExceeded   prompt + output do not fit `n_ctx`
+│   ├── InvalidApiKey, AdminRequired, ModelNotAllowed
+│   ├── TooManyFailures         no valid key, again and again; `retry_after`
 │   ├── ModelNotFound
 │   ├── RequestTooLarge         the body is over the limit
 │   ├── RateLimited             a key's own limit; `retry_after` says when it allows more
@@ -16,6 +18,7 @@ OnegpuError
 ├── Unavailable                 the server's state; `retry_after` says when to come back
 │   ├── QueueFull, QueueTimeout, DeadlineUnreachable
 │   ├── ModelLoading, ModelFailed, Draining
+│   ├── StoreError (server.store)   the keys cannot be read
 │   └── EngineDead              the engine stopped for good
 ├── EngineTimeout               the engine was silent for too long
 ├── TotalTimeout                the answer took longer than its model may take
@@ -98,6 +101,35 @@ class ContextLengthExceeded(RequestError):
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.n_ctx = n_ctx
+
+
+class InvalidApiKey(RequestError):
+    """There is no key, or it does not count (any more)."""
+
+    code = "invalid_api_key"
+
+
+class AdminRequired(RequestError):
+    """What changes the server needs an admin key."""
+
+    code = "admin_required"
+
+
+class ModelNotAllowed(RequestError):
+    """The key may not use this model."""
+
+    code = "model_not_allowed"
+
+
+class TooManyFailures(RequestError):
+    """Too many requests without a valid key came from one address."""
+
+    code = "too_many_failures"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        """`retry_after`: seconds until the next failure would be told as such."""
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ModelNotFound(RequestError):

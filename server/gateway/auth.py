@@ -6,8 +6,9 @@ from collections import Counter
 from typing import Protocol
 
 from server.core.clock import Clock
+from server.core.errors import InvalidApiKey, TooManyFailures
 from server.gateway.failures import FailureLimiter, is_loopback
-from server.gateway.principal import InvalidApiKey, Principal, TooManyFailures
+from server.gateway.principal import Principal
 from server.store.key_text import PREFIX, id_of
 from server.store.keys import StoredKey
 

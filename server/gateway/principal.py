@@ -5,37 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from server.core.errors import RequestError
+from server.core.errors import AdminRequired, ModelNotAllowed
 from server.store.keys import KeyLimits
-
-
-class InvalidApiKey(RequestError):
-    """There is no key, or it does not count (any more)."""
-
-    code = "invalid_api_key"
-
-
-class AdminRequired(RequestError):
-    """What changes the server needs an admin key."""
-
-    code = "admin_required"
-
-
-class ModelNotAllowed(RequestError):
-    """The key may not use this model."""
-
-    code = "model_not_allowed"
-
-
-class TooManyFailures(RequestError):
-    """Too many requests without a valid key came from one address."""
-
-    code = "too_many_failures"
-
-    def __init__(self, message: str, *, retry_after: float) -> None:
-        """`retry_after`: seconds until the next failure would be told as such."""
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.core.errors import AdminRequired, InvalidApiKey, ModelNotAllowed, TooManyFailures
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter, is_loopback, network_of
-from server.gateway.principal import (
-    AdminRequired,
-    InvalidApiKey,
-    ModelNotAllowed,
-    Principal,
-    TooManyFailures,
-)
+from server.gateway.principal import Principal
 from server.store.connection import FILE, open_database
 from server.store.key_text import new_key
 from server.store.key_view import KeyView
