@@ -57,8 +57,8 @@ def messages(config: Path | None, **options) -> list[str]:
         ),
         (
             "zebra: 1\n",
-            "c.yaml:1: zebra: unknown key; allowed here: model, models, models_dir, modelfiles, memory, "
-            "hub, engine, gateway, server, logging",
+            "c.yaml:1: zebra: unknown key; allowed here: model, models, models_dir, data_dir, modelfiles, "
+            "memory, hub, engine, gateway, server, logging",
         ),
         (
             'engine:\n  n_batch: "8"\n',
@@ -112,6 +112,14 @@ def messages(config: Path | None, **options) -> list[str]:
         (
             "gateway:\n  timeout: {read: 0}\n",
             "c.yaml:2: gateway.timeout.read: must be more than 0; it is 0",
+        ),
+        (
+            "server:\n  cors_origins: [https://a.example/path]\n",
+            "c.yaml:2: server.cors_origins: must be a list of origins such as https://chat.",
+        ),
+        (
+            "server:\n  cors_origins: 7\n",
+            "c.yaml:2: server.cors_origins: must be a list of origins",
         ),
         (
             "server:\n  max_request_size: 10 potatoes\n",

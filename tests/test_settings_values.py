@@ -204,3 +204,24 @@ def test_cells_follow_only_from_numbers() -> None:
     assert EngineSettings(slots="auto").effective_kv_cells == "auto"
     assert EngineSettings(slots="auto", kv_cells=9000).effective_kv_cells == 9000
     assert EngineSettings(deterministic=True, slots="auto").effective_kv_type == "q8_0"
+
+
+def test_origins_are_lists_or_text_with_commas(tmp_path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("server:\n  cors_origins: [https://a.example, '*']\n", encoding="utf-8")
+
+    assert load(config, environ={}).settings.server.cors_origins == ("https://a.example", "*")
+    for text, origins in (
+        ("http://a:1, http://b", ("http://a:1", "http://b")),
+        ("null", ()),
+        ("", ()),
+    ):
+        environ = {"ONEGPU_SERVER__CORS_ORIGINS": text}
+        assert load(config, environ=environ).settings.server.cors_origins == origins
+
+
+def test_the_data_directory_has_a_variable_and_a_home(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(environ={}).settings.data_dir == tmp_path / ".local/share/onegpu"
+    environ = {"ONEGPU_DATA_DIR": "~/keys"}
+    assert load(environ=environ).settings.data_dir == tmp_path / "keys"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -79,11 +80,10 @@ def _split(value: object, form: str) -> tuple[float, str]:
 
 
 def _path(value: object) -> Path:
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, Path) and (not isinstance(value, str) or not value.strip()):
         raise ValueError("must be a path")
-    return Path(value).expanduser()
+    # Without a home directory `~` stays: whoever needs the path then says what to do.
+    return Path(os.path.expanduser(value))  # noqa: PTH111 - Path.expanduser raises there
 
 
 class Kind:

@@ -44,6 +44,8 @@ def written(field: FieldInfo, value: Any) -> str:
             return form(value)
     if isinstance(value, dict):
         return ", ".join(value) or "{}"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "[]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

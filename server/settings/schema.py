@@ -25,6 +25,7 @@ from server.settings.values import (
     GpuLayers,
     KvType,
     ModelName,
+    Origins,
     PositiveInt,
     Section,
     Slots,
@@ -210,6 +211,10 @@ class GatewaySettings(Section):
     timeout: TimeoutSettings = Field(
         default_factory=TimeoutSettings, description="limits of waiting"
     )
+    share_prefixes: bool = Field(
+        default=False,
+        description="keys reuse each other's cached prompts; cached_tokens and times then tell of them",
+    )
     strict: bool = Field(
         default=False, description="answer 400 to request fields that are unknown, not ignore them"
     )
@@ -223,6 +228,13 @@ class ServerSettings(Section):
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, description="port to listen on; 0 takes a free one"
+    )
+    allow_no_keys: bool = Field(
+        default=False, description="without API keys, listen beyond this machine all the same"
+    )
+    open_metrics: bool = Field(default=False, description="/metrics asks for no API key")
+    cors_origins: Origins = Field(
+        (), description="origins whose web pages may use this server from a browser; or *"
     )
     max_request_size: Annotated[Size, Field(ge=1)] = Field(
         10_000_000, description="largest request body; a larger one gets 413"
@@ -253,6 +265,9 @@ class Settings(Section):
     )
     models_dir: FilePath = Field(
         Path("models"), description="where downloaded weights are kept and looked for"
+    )
+    data_dir: FilePath = Field(
+        Path("~/.local/share/onegpu"), description="where API keys are kept, and later results"
     )
     modelfiles: FilePath | None = Field(
         None, description="a folder whose Modelfiles are all served, by their files' names"

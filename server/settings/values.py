@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -61,4 +62,22 @@ CpuExperts = Annotated[
 Slots = Annotated[int | Auto, BeforeValidator(_Whole("auto", least=1, most=256))]
 ContextLength = Annotated[int | Auto, BeforeValidator(_Whole("auto", least=16))]
 Cells = Annotated[int | Auto, BeforeValidator(_Whole("auto", least=1))]
+
+
+def _origins(value: object) -> object:
+    """Take a list, or text with commas: variables are text. Scheme and host, nothing after them."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(one, str) and (one == "*" or _ORIGIN.fullmatch(one)) for one in value
+    ):
+        raise ValueError("must be a list of origins such as https://chat.example.com, or of *")
+    return tuple(value)
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#,@*]+")
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
+"""Web pages' origins: scheme, host and port."""
 Factor = Annotated[PositiveFloat, BeforeValidator(whole_as_float)]
