@@ -22,6 +22,7 @@ from server.cli import (
     version,
 )
 from server.cli import list as list_models
+from server.cli.output import output
 from server.cli.parsing import USAGE, Parser
 from server.core.errors import ConfigError, OnegpuError
 
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return USAGE
     try:
-        status: int = options.run(options)
+        with output():
+            status: int = options.run(options)
     except ConfigError as error:
         print(error.message, file=sys.stderr)
         return USAGE

@@ -1,5 +1,6 @@
 """The `onegpu` command: exit status, messages, help, and what it hands to the assembly."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from server.core.errors import ConfigError, ModelFileError
 from server.settings import Settings
 from server.settings.fields import leaves
 from server.settings.report import written
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -245,3 +248,20 @@ def test_the_package_runs_as_a_module() -> None:
     )
 
     assert ended.stdout == f"onegpu {__version__}\n"
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    with os.fdopen(writer, "wb") as nobody:
+        ended = subprocess.run(
+            [sys.executable, "-m", "server", "plan", "models/demo.gguf", "--json"],
+            cwd=ROOT,
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert (ended.returncode, ended.stderr) == (1, "")
