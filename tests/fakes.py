@@ -22,7 +22,7 @@ from server.core.events import (
     Usage,
 )
 from server.core.request import GenerationRequest
-from server.engine.interface import EngineState, EngineStatus, ModelInfo, SlotView
+from server.engine.interface import EngineState, EngineStatus, ModelInfo, SlotView, Watch
 
 CONTROL = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
 MARKERS = {
@@ -141,8 +141,11 @@ def model_info(chat_template: str | None = CHAT_TEMPLATE) -> ModelInfo:
 class FakeStream:
     """A `TokenStream` that tests can push into."""
 
-    def __init__(self, engine: FakeEngine, request: GenerationRequest) -> None:
+    def __init__(
+        self, engine: FakeEngine, request: GenerationRequest, watch: Watch | None = None
+    ) -> None:
         self.request = request
+        self.watch = watch
         self.request_id = request.request_id
         self.aborted = False
         self.ended = False
@@ -156,6 +159,8 @@ class FakeStream:
                 return
             self.ended = isinstance(event, Finished | Failed)
             self._pending.append(event)
+            if self.watch is not None and not isinstance(event, Delta):
+                self.watch(event)
         self._ready.set()
 
     async def next_events(self) -> list[Event]:
@@ -256,8 +261,8 @@ class FakeEngine:
     def abandon(self) -> None:
         self.state = EngineState.STOPPED
 
-    def submit(self, request: GenerationRequest) -> FakeStream:
-        stream = FakeStream(self, request)
+    def submit(self, request: GenerationRequest, watch: Watch | None = None) -> FakeStream:
+        stream = FakeStream(self, request, watch)
         self.requests.append(request)
         self.streams.append(stream)
         self.waiting.append(stream)
@@ -298,10 +303,6 @@ class FakeEngine:
     def abort(self, stream: FakeStream) -> None:
         self.aborted.append(stream.request_id)
         self.finish(stream, FinishReason.ABORTED)
-
-    def queue_position(self, request_id: str) -> int | None:
-        ids = [stream.request_id for stream in self.waiting]
-        return ids.index(request_id) + 1 if request_id in ids else None
 
     def status(self) -> EngineStatus:
         self.computed += self.prefilling

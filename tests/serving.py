@@ -16,11 +16,11 @@ from server.api.app import create_app
 from server.api.limits import ApiLimits
 from server.api.parts import Parts
 from server.core.clock import SystemClock
-from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.agent import Agent
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec, HostState
 from server.gateway.hosts import HostManager
+from server.gateway.line import Line, LineLimits
 from server.gateway.memory import Budget, Footprint
 from server.gateway.prompter import Prompter
 from server.gateway.routing import ModelRouter, Served
@@ -47,7 +47,7 @@ class Stack:
 
     def __post_init__(self) -> None:
         clock = SystemClock()
-        self.admission = AdmissionController(AdmissionLimits(self.max_queue), clock)
+        self.admission = Line(LineLimits(self.max_queue), clock)
         prompter = Prompter()
         prompter.bind(self.engine.info, self.engine.tokenizer)
         host = adopted(self.engine, self.admission)
@@ -80,7 +80,7 @@ class Stack:
         return replace(self, api=replace(self.api, **changes))  # type: ignore[arg-type]
 
 
-def adopted(engine: FakeEngine, admission: AdmissionController, name: str = MODEL) -> Host:
+def adopted(engine: FakeEngine, admission: Line, name: str = MODEL) -> Host:
     """Return a host that has loaded `engine` already."""
     spec = HostSpec(
         name=name,

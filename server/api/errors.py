@@ -19,10 +19,12 @@ STATUS: dict[str, tuple[int, str]] = {
     "method_not_allowed": (405, "invalid_request_error"),
     "client_stalled": (408, "invalid_request_error"),
     "request_too_large": (413, "invalid_request_error"),
+    "rate_limit_exceeded": (429, "rate_limit_error"),
     "generation_failed": (500, "server_error"),
     "internal_error": (500, "server_error"),
     "queue_full": (503, "service_unavailable_error"),
     "queue_timeout": (503, "service_unavailable_error"),
+    "deadline_unreachable": (503, "service_unavailable_error"),
     "model_loading": (503, "service_unavailable_error"),
     "model_failed": (503, "service_unavailable_error"),
     "draining": (503, "service_unavailable_error"),
@@ -82,6 +84,10 @@ def refuse(error: Exception, *, started: bool = False) -> Refusal:
     if isinstance(error, Unavailable):
         advice = _UNKNOWN_RETRY if error.retry_after is None else error.retry_after
         headers["retry-after"] = str(min(max(1, math.ceil(advice)), _LONGEST_RETRY))
+    elif (exact := getattr(error, "retry_after", None)) is not None:
+        # A key's own limit: the time is known, and whoever comes earlier is refused again.
+        headers["retry-after"] = str(max(1, math.ceil(exact)))
+        headers["retry-after-ms"] = str(max(1, math.ceil(exact * 1000)))
     if started or error.code in _WORKED:
         headers["x-should-retry"] = "false"
     if isinstance(error, HttpError) and error.allow:

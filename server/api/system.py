@@ -152,7 +152,7 @@ def _summary(parts: Parts) -> dict[str, Any]:
         "load_progress": round(0.0 if own is None else own.load_progress, 3),
         "slots": sum(status.slots for status in known),
         "slots_running": sum(status.running for status in known),
-        "requests_waiting": sum(status.waiting for status in known),
+        "requests_waiting": sum(host.lane.queued for host in hosts),
         "models_loaded": sum(host.state is HostState.READY for host in hosts),
         "models_failed": [
             host.spec.name for host in hosts if host.state is HostState.FAILED or dead(host)

@@ -18,10 +18,10 @@ from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
 from server.core.clock import Clock
 from server.core.errors import ConfigError
-from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec
 from server.gateway.hosts import HostManager
+from server.gateway.line import Line, LineLimits
 from server.gateway.memory import Budget, total
 from server.gateway.prompter import Prompter
 from server.gateway.routing import ModelRouter, Served
@@ -38,7 +38,7 @@ class Parts:
     router: ModelRouter
     preload: tuple[Host, ...]
     """Loaded at start, in this order; without the first one there is no server."""
-    admission: AdmissionController
+    admission: Line
     service: GenerationService
     app: Callable[..., Any]
     """The ASGI application."""
@@ -52,7 +52,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     names = wanted(settings, fetch)
     memory = machine_memory(settings, gpu_wanted=any(one.model.n_gpu_layers != 0 for one in names))
     contexts = sized(grouped(names, memory), memory)
-    admission = AdmissionController(AdmissionLimits(settings.gateway.max_queue), clock)
+    admission = Line(LineLimits(settings.gateway.max_queue), clock)
     served: dict[str, Served] = {}
     preload: list[Host] = []
     for one in contexts:
@@ -89,7 +89,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     return Parts(hosts, router, tuple(preload), admission, service, app, _notes(contexts))
 
 
-def _host(one: Sized, admission: AdmissionController, clock: Clock) -> tuple[Host, list[Served]]:
+def _host(one: Sized, admission: Line, clock: Clock) -> tuple[Host, list[Served]]:
     """Make a context's host and the agents on it, which share a prompter where they can."""
     prompters: dict[str | None, Prompter] = {}
     for member in one.group.members:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from server.core.clock import Clock
 from server.core.errors import Draining, EngineDead, ModelLoading, OnegpuError
-from server.core.events import Event, Failed, Finished, Started, Usage
+from server.core.events import Delta, Event, Failed, Finished, Started, Usage
 from server.core.request import GenerationRequest
 from server.engine.interface import (
     BackendLoader,
@@ -18,6 +18,7 @@ from server.engine.interface import (
     ModelInfo,
     SlotView,
     Tokenizer,
+    Watch,
 )
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import SchedulerLimits
@@ -29,10 +30,16 @@ class TokenStream:
     Holds at most what the generation yields, so a slow reader costs only itself.
     """
 
-    def __init__(self, request: GenerationRequest, abort: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        abort: Callable[[str], None],
+        watch: Watch | None = None,
+    ) -> None:
         """`abort` is told the request id when the reader gives up early."""
         self.request = request
         self._abort = abort
+        self._watch = watch
         self._pending: deque[Event] = deque()
         self._ready = asyncio.Event()
         self._ended = False
@@ -58,6 +65,8 @@ class TokenStream:
         self._ended = isinstance(event, Finished | Failed)
         self._pending.append(event)
         self._ready.set()
+        if self._watch is not None and not isinstance(event, Delta):
+            self._watch(event)
 
     def abort(self) -> None:
         """Give up. Idempotent; a no-op after the terminal event."""
@@ -76,7 +85,8 @@ class InProcessEngine:
         self._thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
         self._streams: dict[str, TokenStream] = {}
         self._waiting: dict[str, None] = {}
-        """Ids that have no slot yet, in the order of the line."""
+        """Ids that have no slot yet."""
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loaded = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -119,25 +129,21 @@ class InProcessEngine:
             raise RuntimeError(message)
         return backend.info, backend.tokenizer
 
-    def submit(self, request: GenerationRequest) -> TokenStream:
-        """Put a request at the end of the line. `ValueError` for one that could never run."""
+    def submit(self, request: GenerationRequest, watch: Watch | None = None) -> TokenStream:
+        """Let a request wait for a slot by its rank. `ValueError`: it could never run.
+
+        `watch` must not raise: the others' events come after it.
+        """
         self._check()
         self.limits.require(request)
         if request.request_id in self._streams:
             message = f"{request.request_id} is already known"
             raise ValueError(message)
-        stream = TokenStream(request, self._engine.abort)
+        stream = TokenStream(request, self._engine.abort, watch)
         self._streams[request.request_id] = stream
         self._waiting[request.request_id] = None
         self._engine.submit(request)
         return stream
-
-    def queue_position(self, request_id: str) -> int | None:
-        """1 for the next to start, None once it has a slot or is gone."""
-        for position, waiting in enumerate(self._waiting, start=1):
-            if waiting == request_id:
-                return position
-        return None
 
     def status(self) -> EngineStatus:
         """A snapshot; numbers may be one step apart."""
@@ -187,6 +193,8 @@ class InProcessEngine:
 
     def _check(self) -> None:
         engine = self._engine
+        if self._closed and engine.state is EngineState.READY:
+            raise Draining("The server is shutting down.")
         match engine.state:
             case EngineState.READY:
                 return
@@ -232,7 +240,8 @@ class InProcessEngine:
             stream.push(event)
 
     def _close(self) -> None:
-        """The thread is gone: nobody may wait for it."""
+        """The thread is gone: nobody may wait for it, nor come in while those who did are told."""
+        self._closed = True
         error = self._engine.error or Draining(
             "The server shut down before the answer was complete."
         )

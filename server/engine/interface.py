@@ -179,6 +179,10 @@ class EngineStatus:
     """Monotonic time at which the last step ended."""
 
 
+Watch = Callable[[Event], None]
+"""Told on the event loop of a generation's start and its end, whether somebody reads it or not."""
+
+
 class TokenStreamLike(Protocol):
     """The events of one generation, on the event loop."""
 
@@ -204,12 +208,8 @@ class Engine(Protocol):
         """Facts and vocabulary. Raises `ModelLoading` or `EngineDead` when there is none."""
         ...
 
-    def submit(self, request: GenerationRequest) -> TokenStreamLike:
-        """Put a request at the end of the line. `ModelLoading`, `Draining` or `EngineDead`."""
-        ...
-
-    def queue_position(self, request_id: str) -> int | None:
-        """1 for the next to start, None once it has a slot."""
+    def submit(self, request: GenerationRequest, watch: Watch | None = None) -> TokenStreamLike:
+        """Let a request wait for a slot by its rank. `ModelLoading`, `Draining` or `EngineDead`."""
         ...
 
     def status(self) -> EngineStatus:

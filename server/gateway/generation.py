@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import functools
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.core.clock import Clock
-from server.core.errors import EngineTimeout, OnegpuError, QueueTimeout, TotalTimeout
+from server.core.errors import OnegpuError, QueueTimeout
 from server.core.events import Delta, Event, Failed, Finished, Started
+from server.core.request import GenerationRequest
 from server.engine.interface import Engine, TokenStreamLike
-from server.gateway.admission import Lane, Ticket
+from server.gateway.entitlement import cost
+from server.gateway.fair_queue import Rank
 from server.gateway.host import Lease
+from server.gateway.lane import Lane
+from server.gateway.patience import Patience, TimeLimits
+from server.gateway.rate_limit import Grant
 from server.gateway.telemetry import Telemetry
+from server.gateway.ticket import Outlook, Ticket
 
 Batch = list[tuple[int, Event]]
 """Events with the number of the choice they belong to, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueStatus:
-    """Where a request stands in the line."""
-
-    position: int
-    waiting: int
-    seconds: float | None
-    """Expected wait; None while nothing was measured."""
 
 
 @dataclass(slots=True)
 class Choice:
     """What is known of one choice so far; times are monotonic seconds."""
 
-    stream: TokenStreamLike
+    request: GenerationRequest
     prompt: int
     """Which of the request's prompts it answers."""
+    stream: TokenStreamLike | None = None
+    """None while it waits in the line."""
     started_at: float | None = None
     first_at: float | None = None
     last_at: float | None = None
@@ -54,21 +52,16 @@ class GenerationContext:
     lane: Lane
     telemetry: Telemetry
     clock: Clock
-    read_timeout: float
-    """Longest silence of the engine in seconds, once a slot was found."""
-    queue_timeout: float
-    """Seconds within which the engine finds a slot or fails the request itself."""
-    total_timeout: float | None = None
-    """Most seconds from submission to the last token; None: not limited."""
+    times: TimeLimits
 
 
 class Generation:
     """The events of `n` choices per prompt. One reader; `close()` belongs in its `finally`."""
 
     def __init__(
-        self, model: str, context: GenerationContext, ticket: Ticket, lease: Lease
+        self, model: str, context: GenerationContext, ticket: Ticket, grant: Grant, lease: Lease
     ) -> None:
-        """`model`: the name it is served under. Owns `ticket` and `lease` from here on."""
+        """`model`: the name it is served under. Owns ticket, grant and lease from here on."""
         self.model = model
         self.lease = lease
         self.dropped_turns = 0
@@ -79,25 +72,28 @@ class Generation:
         self.closed = False
         self.opened_at = context.clock.monotonic()
         self._ticket = ticket
+        self._grant = grant
+        self._patience = Patience(context.engine, context.times, model, context.lane.retry_after)
         self._pending: Batch = []
         self._wake = asyncio.Event()
         self._failure: Exception | None = None
-        self._mark: float | None = None
-        self._quiet_since = 0.0
-        self._deadline = math.inf
 
-    def attach(self, prompts: list[list[int]], streams: Sequence[TokenStreamLike]) -> None:
-        """Take the prompts' tokens and the streams of all choices, prompt by prompt."""
-        n = len(streams) // len(prompts)
+    def attach(self, prompts: list[list[int]], requests: Sequence[GenerationRequest]) -> None:
+        """Join the order with the requests of all choices, prompt by prompt.
+
+        Raises `RateLimited`, `DeadlineUnreachable`, and what the engine refuses at once.
+        """
+        n = len(requests) // len(prompts)
         self.prompts = prompts
         self.opened_at = self.context.clock.monotonic()
-        self._quiet_since = asyncio.get_running_loop().time()
-        if self.context.total_timeout is not None:
-            self._deadline = self._quiet_since + self.context.total_timeout
-        self.choices = [Choice(stream, number // n) for number, stream in enumerate(streams)]
-        if len(self.choices) > 1:
-            for number, choice in enumerate(self.choices):
-                choice.reader = asyncio.create_task(self._read(number, choice.stream))
+        self._patience.begin()
+        self.choices = [Choice(request, number // n) for number, request in enumerate(requests)]
+        output = sum(request.max_tokens for request in requests)
+        self._grant.reserve(self.prompt_tokens + output)
+        costs = [cost(len(request.prompt), request.max_tokens) for request in requests]
+        self._ticket.price(costs, self._begin)
+        if self._failure is not None:
+            raise self._failure
 
     @property
     def prompt_tokens(self) -> int:
@@ -169,22 +165,14 @@ class Generation:
             left -= ended
             yield batch
 
-    def queue_status(self) -> QueueStatus | None:
+    def queue_status(self) -> Outlook | None:
         """Return the place in the line of the choice that starts first; None once one has."""
-        if self.started:
-            return None
-        engine = self.context.engine
-        places = [engine.queue_position(choice.stream.request_id) for choice in self.choices]
-        position = min((place for place in places if place is not None), default=None)
-        if position is None:
-            return None
-        waiting = max(position, engine.status().waiting)
-        return QueueStatus(position, waiting, self.context.lane.expected_wait(position))
+        return self._ticket.outlook()
 
     def close(self) -> None:
         """End it: frees slots within one step, the places in the line, and the model. Idempotent.
 
-        The only place where the ticket and the lease of a generation are released.
+        The only place where the ticket, the grant and the lease of a generation are released.
         """
         if self.closed:
             return
@@ -194,11 +182,50 @@ class Generation:
         for choice in self.choices:
             if not choice.ended:
                 self._count(choice)
-            choice.stream.abort()
+            # Before the ticket goes: the slot of what is aborted is then there for who is next.
+            if choice.stream is not None:
+                choice.stream.abort()
             if choice.reader is not None:
                 choice.reader.cancel()
-        self._ticket.release(served=self.started)
+        self._ticket.release(cost=self._cost())
+        self._grant.release(self._used())
         self.lease.release()
+
+    def _used(self) -> int | None:
+        """Tokens to be charged; None where no work was done."""
+        if not self._ticket.started:
+            return None
+        return self.prompt_tokens + self.completion_tokens
+
+    def _cost(self) -> float:
+        """Service that it really took."""
+        return sum(
+            cost(len(choice.request.prompt) - choice.cached_tokens, choice.generated)
+            for choice in self.choices
+            if choice.started_at is not None
+        )
+
+    def _begin(self, index: int, rank: Rank) -> None:
+        """Hand choice `index` to the engine: its turn has come."""
+        choice = self.choices[index]
+        try:
+            choice.stream = self.context.engine.submit(
+                replace(choice.request, rank=rank), functools.partial(self._watch, index)
+            )
+        except Exception as error:  # noqa: BLE001 - handed to the reader, who waits for it
+            self._failure = error
+            self._ticket.note_ended(index)
+        else:
+            if len(self.choices) > 1:
+                choice.reader = asyncio.create_task(self._read(index, choice.stream))
+        self._wake.set()
+
+    def _watch(self, index: int, event: Event) -> None:
+        """Tell the line what the engine does, whether somebody reads or not."""
+        if isinstance(event, Started):
+            self._ticket.note_started(index)
+        else:
+            self._ticket.note_ended(index)
 
     async def _next(self, idle: float | None) -> Batch:
         """Take what is there, or wait for it, at most `idle` seconds."""
@@ -206,52 +233,38 @@ class Generation:
             await self._wait(idle)
         if not self._pending and self._failure is not None:
             raise self._failure
-        self._check_deadline()
+        if not self.complete:
+            self._patience.check_end()
         batch, self._pending = self._pending, []
         self._wake.clear()
         return batch
 
     async def _wait(self, idle: float | None) -> None:
-        """Wait for events. Raises `EngineTimeout` after too long a silence, and `TotalTimeout`."""
+        """Wait for events, at most `idle` seconds. Raises as `Patience.check`."""
         loop = asyncio.get_running_loop()
-        until = math.inf if idle is None else loop.time() + idle
+        until = None if idle is None else loop.time() + idle
         while True:
-            patience = self._patience()
+            waiting = all(choice.stream is None for choice in self.choices)
+            look = self._patience.next_look(started=self.started, waiting=waiting)
             try:
-                next_look = loop.time() + patience / 4
-                async with asyncio.timeout_at(min(until, next_look, self._deadline)):
+                async with asyncio.timeout_at(look if until is None else min(until, look)):
                     await self._receive()
-                self._quiet_since = loop.time()
+                self._patience.heard()
                 return
             except TimeoutError:
-                self._check_deadline()
-                self._check_silence(loop.time(), patience)
-            if loop.time() >= until:
+                if not self.complete:
+                    self._patience.check(started=self.started, waiting=waiting)
+            if until is not None and loop.time() >= until:
                 return
-
-    def _check_deadline(self) -> None:
-        if asyncio.get_running_loop().time() >= self._deadline and not self.complete:
-            raise TotalTimeout(
-                f"The answer was not complete after {self.context.total_timeout:g} s, the limit of "
-                f"the model {self.model!r}; the generation was ended."
-            )
-
-    def _check_silence(self, now: float, patience: float) -> None:
-        """A step is a sign of life, whoever it served: long prompts, ours or those before it, are no hang."""
-        last_step = self.context.engine.status().last_step
-        if last_step != self._mark:
-            self._mark, self._quiet_since = last_step, now
-        elif now - self._quiet_since >= patience:
-            raise EngineTimeout(
-                f"The engine was silent for {patience:g} s; the generation was ended."
-            )
 
     async def _receive(self) -> None:
         """Put the next events into `_pending`. Losing none when cancelled is the streams' part."""
-        if len(self.choices) == 1:
+        while not self._pending and self._failure is None:
             choice = self.choices[0]
-            self._note(0, choice, await choice.stream.next_events())
-        else:
+            if len(self.choices) == 1 and choice.stream is not None:
+                self._note(0, choice, await choice.stream.next_events())
+                return
+            self._wake.clear()
             await self._wake.wait()
 
     async def _read(self, number: int, stream: TokenStreamLike) -> None:
@@ -305,12 +318,3 @@ class Generation:
                 raise QueueTimeout(error.message, retry_after=advice)
             # One error may end many requests: none shall carry the others' tracebacks.
             raise error.with_traceback(None)
-
-    def _patience(self) -> float:
-        """Seconds of silence that are too long.
-
-        In the line the engine's own deadline comes first; a read timeout later, it keeps none.
-        """
-        if self.started:
-            return self.context.read_timeout
-        return self.context.queue_timeout + self.context.read_timeout

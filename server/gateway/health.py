@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from server.core.clock import Clock
 from server.engine.interface import EngineState
-from server.gateway.admission import AdmissionController
 from server.gateway.host import Host, HostState
 from server.gateway.hosts import HostManager
+from server.gateway.line import Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Health:
         self,
         hosts: HostManager,
         default: Host,
-        admission: AdmissionController,
+        admission: Line,
         limits: HealthLimits,
         clock: Clock,
     ) -> None:

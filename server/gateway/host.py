@@ -10,7 +10,7 @@ from typing import Protocol
 
 from server.core.errors import OnegpuError
 from server.engine.interface import Engine, EngineStatus, ModelInfo, SlotView, Tokenizer
-from server.gateway.admission import Lane
+from server.gateway.lane import Lane
 from server.gateway.memory import Footprint
 
 

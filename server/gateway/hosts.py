@@ -45,9 +45,6 @@ class HostManager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._changed = asyncio.Event()
-        for host in self.hosts:
-            if host.state is not HostState.READY:
-                host.lane.pause()
 
     async def acquire(self, host: Host, patience: float) -> Lease:
         """Return a lease on a loaded host; load it if need be. The caller must release it.
@@ -255,7 +252,6 @@ class HostManager:
             host.state, host.last_used = HostState.READY, now
             host.load_seconds = now - host.load_started
             host.loads += 1
-            host.lane.resume()
             log.info("Loaded %s in %.1f s", host.spec.name, host.load_seconds)
         self._turn()
 
@@ -273,7 +269,6 @@ class HostManager:
 
     def _unload(self, host: Host) -> None:
         host.state, host.leaving = HostState.UNLOADING, False
-        host.lane.pause()
         self._spawn(self._unloaded(host))
 
     async def _unloaded(self, host: Host) -> None:

@@ -61,6 +61,11 @@ class Lane:
         return max(0, self.outstanding - self.ended_places - self.slots)
 
     @property
+    def queued(self) -> int:
+        """Sequences that are ready and have no slot yet."""
+        return len(self._order) + len(self._ahead)
+
+    @property
     def capacity(self) -> int:
         """Most places that one request can ever have here."""
         return self.slots + self._limits.max_queue
@@ -152,7 +157,7 @@ class Lane:
 
     def outlook(self, ticket: Ticket) -> Outlook:
         """Count who comes before it: in the order, and in the engine without a slot."""
-        waiting = len(self._ahead) + len(self._order)
+        waiting = self.queued
         if not ticket.seats:
             position = waiting + 1
             return Outlook(position, position, self.expected_wait(position))

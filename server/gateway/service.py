@@ -7,21 +7,25 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 from server.core.clock import Clock
 from server.core.errors import ContextLengthExceeded, InvalidRequest, QueueFull
 from server.core.request import GenerationRequest, SamplingParams
-from server.engine.interface import Engine, TokenStreamLike
-from server.gateway.admission import AdmissionController, Ticket
 from server.gateway.encoding import encode
+from server.gateway.entitlement import rate_limits, standing
 from server.gateway.generation import Generation, GenerationContext
 from server.gateway.host import Lease
 from server.gateway.hosts import HostManager
+from server.gateway.line import Line
+from server.gateway.patience import TimeLimits
+from server.gateway.principal import Principal
+from server.gateway.rate_limit import RateLimiter, RateLimits, Window
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.spec import ChatPrompt, GenerationSpec
 from server.gateway.telemetry import NullTelemetry, Telemetry
+from server.gateway.ticket import Ticket
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +39,10 @@ class ServiceLimits:
     """Longest wait for the model and a slot, then `ModelLoading` or `QueueTimeout`."""
     read_timeout: float = 120.0
     """Longest silence of the engine once a slot was found, then `EngineTimeout`."""
+    total_timeout: float | None = None
+    """Longest time to the last token, then `TotalTimeout`; None: not limited."""
+    rate: RateLimits = field(default_factory=RateLimits)
+    """Of keys without limits of their own, and of everybody together where there are no keys."""
     tokenizer_threads: int = 2
 
 
@@ -45,7 +53,7 @@ class GenerationService:
         self,
         router: ModelRouter,
         hosts: HostManager,
-        admission: AdmissionController,
+        admission: Line,
         limits: ServiceLimits,
         clock: Clock,
         *,
@@ -57,6 +65,7 @@ class GenerationService:
         self.hosts = hosts
         self.admission = admission
         self._clock = clock
+        self._rate = RateLimiter(clock)
         self._telemetry = telemetry or NullTelemetry()
         self._threads = ThreadPoolExecutor(limits.tokenizer_threads, "tokenize")
 
@@ -68,25 +77,35 @@ class GenerationService:
         """Start what `spec` asks for; the caller must `close()` what is returned.
 
         Waits while the model is loaded. Raises `ModelNotFound`, `InvalidRequest`,
-        `ContextLengthExceeded` and all `Unavailable`s.
+        `ContextLengthExceeded`, `RateLimited` and all `Unavailable`s.
         """
         served = self.router.pick(spec.model)
         self._check(served, spec)
-        deadline = self._clock.monotonic() + self.limits.connect_timeout
-        ticket = self._admit(served, spec.n * len(spec.prompts))
+        patience = self._patience(served, spec)
+        deadline = self._clock.monotonic() + patience.queue
+        grant = self._rate.take(spec.principal.key_id, self._limits_of(spec.principal))
         try:
-            lease = await self.hosts.acquire(served.host, self.limits.connect_timeout)
+            ticket = self._admit(served, spec)
         except BaseException:
-            ticket.release(served=False)
+            grant.release()
             raise
-        generation = Generation(served.agent.name, self._context(served, lease), ticket, lease)
+        try:
+            lease = await self.hosts.acquire(served.host, patience.queue)
+        except BaseException:
+            ticket.release()
+            grant.release()
+            raise
+        context = GenerationContext(
+            lease.engine, served.host.lane, self._telemetry, self._clock, patience
+        )
+        generation = Generation(served.agent.name, context, ticket, grant, lease)
         try:
             _check_bias(spec, lease.tokenizer.n_vocab)
             encoded = await self.in_thread(encode, served, spec)
             prompts = [one.tokens for one in encoded]
             requests = self._requests(served, spec, prompts, deadline)
-            generation.attach(prompts, _submit(lease.engine, requests))
             generation.dropped_turns = sum(one.dropped_turns for one in encoded)
+            generation.attach(prompts, requests)
         except BaseException:
             generation.close()
             raise
@@ -111,25 +130,31 @@ class GenerationService:
         """End the worker threads; nothing may be opened afterwards."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self, served: Served, places: int) -> Ticket:
+    def windows(self, principal: Principal) -> dict[str, Window]:
+        """Return what is left of a key's limits: `requests`, `tokens`, where they are limited."""
+        return self._rate.windows(principal.key_id, self._limits_of(principal))
+
+    def _limits_of(self, principal: Principal) -> RateLimits:
+        return rate_limits(principal, self.limits.rate)
+
+    def _admit(self, served: Served, spec: GenerationSpec) -> Ticket:
         """Take places in the line. Where a load is what everybody waits for, a full line says so."""
+        places = spec.n * len(spec.prompts)
+        deadline = None if spec.seconds is None else self._clock.monotonic() + spec.seconds
         try:
-            return served.host.lane.admit(places)
+            return served.host.lane.admit(places, standing(spec.principal), deadline=deadline)
         except QueueFull:
             if served.host.open:
                 raise
             raise self.hosts.loading(served.host) from None
 
-    def _context(self, served: Served, lease: Lease) -> GenerationContext:
-        return GenerationContext(
-            lease.engine,
-            served.host.lane,
-            self._telemetry,
-            self._clock,
-            read_timeout=self.limits.read_timeout,
-            total_timeout=served.agent.total_timeout,
-            queue_timeout=self.limits.connect_timeout,
-        )
+    def _patience(self, served: Served, spec: GenerationSpec) -> TimeLimits:
+        """Return the time limits: the least of the server's, the agent's and the request's own."""
+        limits, given = self.limits, spec.seconds
+        totals = [limits.total_timeout, served.agent.total_timeout, given]
+        queue = limits.connect_timeout if given is None else min(limits.connect_timeout, given)
+        total = min((seconds for seconds in totals if seconds is not None), default=None)
+        return TimeLimits(read=limits.read_timeout, queue=max(0.0, queue), total=total)
 
     def _check(self, served: Served, spec: GenerationSpec) -> None:
         """Refuse what could never run, before it takes a place."""
@@ -187,19 +212,6 @@ def _of_choice(params: SamplingParams, choice: int) -> SamplingParams:
     if params.seed is None or choice == 0:
         return params
     return replace(params, seed=(params.seed + choice) % 2**32)
-
-
-def _submit(engine: Engine, requests: Sequence[GenerationRequest]) -> list[TokenStreamLike]:
-    """Submit all or none."""
-    streams: list[TokenStreamLike] = []
-    try:
-        for request in requests:
-            streams.append(engine.submit(request))  # noqa: PERF401 - kept on failure
-    except BaseException:
-        for stream in streams:
-            stream.abort()
-        raise
-    return streams
 
 
 def _check_bias(spec: GenerationSpec, n_vocab: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.gateway.principal import Principal
+
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
@@ -59,3 +61,7 @@ class GenerationSpec:
     ignore_eos: bool = False
     logprobs: int | None = None
     reuse_prefix: bool = True
+    principal: Principal = field(default_factory=Principal)
+    """Whose request it is."""
+    seconds: float | None = None
+    """Time that its client gives it, from now to the end of the answer; None: not said."""

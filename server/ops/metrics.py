@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from server.gateway.admission import AdmissionController
 from server.gateway.host import Host
+from server.gateway.line import Line
 from server.ops.metrics_state import StateCollector
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
@@ -18,7 +18,7 @@ _GAPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 class Metrics:
     """The gateway's `Telemetry`, and the engine's own numbers read at every scrape."""
 
-    def __init__(self, hosts: Iterable[Host], admission: AdmissionController) -> None:
+    def __init__(self, hosts: Iterable[Host], admission: Line) -> None:
         """`hosts` and `admission` are only read."""
         self._registry = CollectorRegistry()
         self._registry.register(StateCollector(hosts, admission))

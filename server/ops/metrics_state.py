@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from server.engine.interface import EngineState
-from server.gateway.admission import AdmissionController
 from server.gateway.host import Host, HostState
+from server.gateway.line import Line
 
 _MODEL = ["model"]
 
@@ -16,7 +16,7 @@ _MODEL = ["model"]
 class StateCollector:
     """Reads all hosts and the line. What belongs to one set of weights has the label `model`."""
 
-    def __init__(self, hosts: Iterable[Host], admission: AdmissionController) -> None:
+    def __init__(self, hosts: Iterable[Host], admission: Line) -> None:
         """Only reads."""
         self._hosts = tuple(hosts)
         self._admission = admission
@@ -88,7 +88,7 @@ def _values(host: Host) -> dict[str, float]:
         "load_progress": 0.0 if status is None else status.load_progress,
         "slots": host.spec.slots,
         "slots_running": 0 if status is None else status.running,
-        "requests_waiting": 0 if status is None else status.waiting,
+        "requests_waiting": host.lane.queued,
         "kv_cells": host.spec.kv_cells,
         "kv_cells_reserved": 0 if status is None else status.reserved_cells,
         "kv_cells_idle": 0 if status is None else status.idle_cells,

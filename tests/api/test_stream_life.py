@@ -13,6 +13,7 @@ import pytest
 
 from server.api.sse import EventStream
 from server.core.errors import ClientStalled, EngineDead, GenerationFailed
+from server.gateway.spec import GenerationSpec, TextPrompt
 from tests.fakes import FakeEngine
 from tests.serving import MODEL, Stack, serve
 
@@ -61,7 +62,7 @@ async def test_the_status_waits_for_the_first_token():
 
 async def test_past_the_hold_the_stream_opens_with_the_place_in_the_line():
     async with serve(manual(stream_hold=0.01)) as stack:
-        other = stack.engine.submit(_request("other"))
+        other = await stack.service.open(GenerationSpec("other", MODEL, (TextPrompt("x"),)))
         async with asking(stack) as task:
             stream = await stack.engine.submitted(2)
             answer = await task
@@ -73,7 +74,7 @@ async def test_past_the_hold_the_stream_opens_with_the_place_in_the_line():
             stack.engine.finish(stream)
             data = [line async for line in lines if line.startswith("data: ")]
         assert data[-1] == "data: [DONE]"
-        other.abort()
+        other.close()
 
 
 async def test_comments_go_on_while_nothing_comes():
@@ -264,9 +265,3 @@ async def test_one_wakeup_with_many_tokens_is_one_chunk():
         events = await blocks(await task)
     assert len(events) == 4
     assert json.loads(events[1][6:])["choices"][0]["delta"] == {"content": "abc"}
-
-
-def _request(request_id):
-    from server.core.request import GenerationRequest
-
-    return GenerationRequest(request_id, [1], 1)

@@ -1,6 +1,7 @@
 """The asyncio side with a real engine thread over the scripted backend."""
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import pytest
 
 from server.core.clock import SystemClock
 from server.core.errors import Draining, EngineDead, ModelFileError, ModelLoading
-from server.core.events import Delta, Failed, Finished, FinishReason
+from server.core.events import Delta, Failed, Finished, FinishReason, Started
 from server.engine.inprocess import InProcessEngine, TokenStream
 from server.engine.interface import Backend, EngineState
 from server.engine.plan import DecodeCode, StepPlan, StepResult
@@ -69,22 +70,48 @@ async def test_streams_side_by_side_end_once_and_wake_the_loop_at_most_once_per_
     await engine.stop()
 
 
-async def test_queue_position_follows_the_line():
+async def test_starts_and_ends_are_told_whether_somebody_reads_or_not():
     backend = GatedBackend(make_limits())
     engine = make_engine(backend)
     engine.start()
     await ready(engine)
-    streams = [engine.submit(make_request("hello", 9))]
-    await asyncio.to_thread(backend.decoding.wait, 30)
-    streams += [engine.submit(make_request("hello", 9)) for _ in range(3)]
-    assert [engine.queue_position(stream.request_id) for stream in streams] == [1, 2, 3, 4]
-    backend.allowed.release(2)
-    await streams[1].next_events()
-    assert [engine.queue_position(stream.request_id) for stream in streams] == [None, None, 1, 2]
+    told: list[tuple[int, type]] = []
+
+    def note(number, event):
+        told.append((number, type(event)))
+
+    streams = [
+        engine.submit(make_request("hello", 9), functools.partial(note, i)) for i in range(4)
+    ]
     backend.allowed.release(100)
-    for stream in streams:
-        await collect(stream)
+    await collect(streams[3])
+    assert sorted(told, key=lambda one: one[0]) == [
+        (i, kind) for i in range(4) for kind in (Started, Finished)
+    ]
     assert engine.status().waiting == 0
+    await engine.stop()
+
+
+async def test_nobody_comes_in_while_an_abandoned_engine_ends_its_streams():
+    backend = GatedBackend(make_limits())
+    engine = make_engine(backend)
+    engine.start()
+    await ready(engine)
+    refused = []
+
+    def try_again(event):
+        if isinstance(event, Failed):
+            with pytest.raises(Draining):
+                engine.submit(make_request("next", 4))
+            refused.append(event)
+
+    streams = [engine.submit(make_request("hello", 9), try_again) for _ in range(2)]
+    await asyncio.to_thread(backend.decoding.wait, 30)
+    engine.abandon()
+    assert len(refused) == 2
+    for stream in streams:
+        assert isinstance((await collect(stream))[-1], Failed)
+    backend.allowed.release(100)
     await engine.stop()
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from server.core.errors import OnegpuError
 from server.engine.interface import EngineState
-from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.host import Host, HostSpec
 from server.gateway.hosts import HostManager
+from server.gateway.line import Line, LineLimits
 from server.gateway.memory import Budget, Footprint
 from tests.fakes import FakeClock, FakeEngine
 
@@ -29,7 +29,7 @@ class House:
         self.clock = FakeClock()
         self.gated = gated
         self.engines: dict[str, list[FakeEngine]] = {name: [] for name in sizes}
-        self.line = AdmissionController(AdmissionLimits(max_queue=100), self.clock)
+        self.line = Line(LineLimits(max_queue=100), self.clock)
         self.hosts = {
             name: Host(self._spec(name, size, keep_alive), self.line.open_lane(2), self.clock.now)
             for name, size in sizes.items()

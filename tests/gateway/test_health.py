@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from server.engine.interface import EngineState
-from server.gateway.admission import AdmissionController, AdmissionLimits
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import HostState
 from server.gateway.hosts import HostManager
+from server.gateway.line import Line, LineLimits
 from server.gateway.memory import Budget
 from tests.fakes import FakeClock, FakeEngine
 from tests.serving import adopted
@@ -17,7 +17,7 @@ from tests.serving import adopted
 @pytest.fixture
 def parts():
     clock, engine = FakeClock(), FakeEngine()
-    line = AdmissionController(AdmissionLimits(1), clock)
+    line = Line(LineLimits(1), clock)
     engine.last_step = clock.now
     host = adopted(engine, line)
     hosts = HostManager([host], Budget(), clock)

@@ -54,8 +54,13 @@ def test_release_counts_once_and_ends_everything():
     ticket.note_started(2)
     ticket.note_ended(0)
     ticket.note_ended(1)
+    whole = desk.ask("b", places=2)
+    whole.note_ended(0)
+    whole.note_ended(0)
+    assert desk.lane.ended_places == 1
+    whole.release()
     assert (desk.line.outstanding, desk.line.waiting) == (0, 0)
-    assert desk.line.counters["released"] == 1
+    assert desk.line.counters["released"] == 2
     assert ticket.outlook() is None
 
 
@@ -109,6 +114,20 @@ def test_a_key_with_one_request_is_next_however_many_another_has_queued():
         assert desk.order[-1] == "single"
         desk.finish("single")
         desk.finish()
+
+
+def test_who_was_away_has_saved_nothing_up():
+    desk = Desk(slots=1)
+    for number in range(40):
+        desk.ask(f"a{number}", "a")
+    for _ in range(20):
+        desk.finish()
+    for number in range(20):
+        desk.ask(f"b{number}", "b")
+    desk.order.clear()
+    for _ in range(10):
+        desk.finish()
+    assert 4 <= sum(name.startswith("b") for name in desk.order) <= 6
 
 
 def test_weights_share_what_is_served():

@@ -106,11 +106,11 @@ async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(stack,
 async def test_a_submission_that_fails_half_way_is_undone(stack):
     whole, left = stack.engine.submit, [2]
 
-    def submit(request):
+    def submit(request, watch):
         left[0] -= 1
         if left[0] < 0:
             raise QueueFull("no")
-        return whole(request)
+        return whole(request, watch)
 
     stack.engine.submit = submit
     with pytest.raises(QueueFull):

@@ -1,0 +1,99 @@
+"""How long one request may wait for what: its place, the engine's next sign of life, its whole time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from server.core.errors import EngineTimeout, QueueTimeout, TotalTimeout
+from server.engine.interface import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Seconds, from when the request joins the order."""
+
+    read: float
+    """Longest silence of the engine, once a slot was found."""
+    queue: float
+    """Longest wait for a slot."""
+    total: float | None = None
+    """Longest time to the last token; None: not limited."""
+
+
+class Patience:
+    """Looks at the event loop's clock. Used by the one reader of a generation."""
+
+    def __init__(
+        self, engine: Engine, limits: TimeLimits, model: str, retry_after: Callable[[], float]
+    ) -> None:
+        """`model` is named in errors. Nothing runs out before `begin`."""
+        self._engine = engine
+        self._limits = limits
+        self._model = model
+        self._retry_after = retry_after
+        self._mark: float | None = None
+        self._begun_at = 0.0
+        self._quiet_since = 0.0
+        self._queue_end = math.inf
+        self._end = math.inf
+
+    def begin(self) -> None:
+        """Count from now."""
+        now = asyncio.get_running_loop().time()
+        self._begun_at = self._quiet_since = now
+        self._queue_end = now + self._limits.queue
+        if self._limits.total is not None:
+            self._end = now + self._limits.total
+
+    def heard(self) -> None:
+        """Note an event."""
+        self._quiet_since = asyncio.get_running_loop().time()
+
+    def next_look(self, *, started: bool, waiting: bool) -> float:
+        """Time at which `check` has something to look at."""
+        now = asyncio.get_running_loop().time()
+        queue_end = self._queue_end if waiting else math.inf
+        return min(now + self._silence(started=started) / 4, queue_end, self._end)
+
+    def check_end(self) -> None:
+        """Raise `TotalTimeout` when the whole time is over."""
+        if asyncio.get_running_loop().time() >= self._end:
+            raise TotalTimeout(
+                f"The answer was not complete after {self._limits.total:g} s, the limit of "
+                f"this request to {self._model!r}; the generation was ended."
+            )
+
+    def check(self, *, started: bool, waiting: bool) -> None:
+        """Raise `TotalTimeout`, `QueueTimeout` or `EngineTimeout` for what took too long.
+
+        `waiting`: the engine does not have it yet; later it has a deadline of its own for a slot.
+        """
+        self.check_end()
+        now = asyncio.get_running_loop().time()
+        if waiting and now >= self._queue_end:
+            raise QueueTimeout(
+                f"No slot became free within {now - self._begun_at:.0f} s. "
+                "The server is busy; try later.",
+                retry_after=self._retry_after(),
+            )
+        self._check_silence(now, self._silence(started=started))
+
+    def _check_silence(self, now: float, patience: float) -> None:
+        """A step is a sign of life, whoever it served: long prompts, ours or those before it, are no hang."""
+        last_step = self._engine.status().last_step
+        if last_step != self._mark:
+            self._mark, self._quiet_since = last_step, now
+        elif now - self._quiet_since >= patience:
+            raise EngineTimeout(
+                f"The engine was silent for {patience:g} s; the generation was ended."
+            )
+
+    def _silence(self, *, started: bool) -> float:
+        """Seconds of silence that are too long.
+
+        In the line its own deadline comes first; a read timeout later, nobody kept it.
+        """
+        return self._limits.read if started else self._limits.queue + self._limits.read
