@@ -12,11 +12,14 @@ from typing import Self
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.access import AccessRules, Gatekeeper
 from server.api.app import create_app
 from server.api.limits import ApiLimits
 from server.api.parts import Parts
-from server.core.clock import SystemClock
+from server.core.clock import Clock, SystemClock
 from server.gateway.agent import Agent
+from server.gateway.auth import Authenticator
+from server.gateway.failures import FailureLimiter
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec, HostState
 from server.gateway.hosts import HostManager
@@ -42,6 +45,9 @@ class Stack:
     read_timeout: float = 30.0
     agents: tuple[Agent, ...] = ()
     """Further agents on the same weights."""
+    gatekeeper: Gatekeeper | None = None
+    """None: there are no keys."""
+    rules: AccessRules = field(default_factory=AccessRules)
     url: str = ""
     server: uvicorn.Server = field(init=False, repr=False)
 
@@ -70,6 +76,8 @@ class Stack:
             health=self.health,
             telemetry=self.metrics,
             render_metrics=self.metrics.render,
+            gatekeeper=self.gatekeeper or without_keys(clock),
+            rules=self.rules,
             limits=self.api,
             clock=clock,
             version="test",
@@ -78,6 +86,20 @@ class Stack:
 
     def with_api(self, **changes: object) -> Self:
         return replace(self, api=replace(self.api, **changes))  # type: ignore[arg-type]
+
+
+class NoKeys:
+    """A store that never had a key."""
+
+    def find(self, key_id: str) -> None:
+        return None
+
+    def empty(self) -> bool:
+        return True
+
+
+def without_keys(clock: Clock) -> Authenticator:
+    return Authenticator(NoKeys(), clock, FailureLimiter(clock))
 
 
 def adopted(engine: FakeEngine, admission: Line, name: str = MODEL) -> Host:

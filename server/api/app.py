@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, StatelessLifespan
 
+from server.api.access import AccessMiddleware
 from server.api.errors import HttpError, refuse
 from server.api.middleware import RequestMiddleware
 from server.api.openai.chat import chat_router
@@ -31,6 +33,21 @@ def create_app(parts: Parts, lifespan: StatelessLifespan[FastAPI] | None = None)
     return app
 
 
+_EXPOSED = (
+    "x-request-id",
+    "retry-after",
+    "openai-processing-ms",
+    "x-ignored-fields",
+    "x-onegpu-dropped-turns",
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    ),
+)
+"""Headers that web pages of listed origins may read."""
+
+
 class _App(FastAPI):
     """Puts the request middleware outermost, where it sees the server's own `send`."""
 
@@ -47,8 +64,20 @@ class _App(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         parts = self._parts
+        app: ASGIApp = AccessMiddleware(
+            super().build_middleware_stack(), gatekeeper=parts.gatekeeper, rules=parts.rules
+        )
+        if parts.rules.origins:
+            # Outside of the keys: a browser's question whether it may ask carries none.
+            app = CORSMiddleware(
+                app,
+                allow_origins=tuple(parts.rules.origins),
+                allow_methods=("GET", "POST", "DELETE"),
+                allow_headers=("*",),
+                expose_headers=_EXPOSED,
+            )
         return RequestMiddleware(
-            super().build_middleware_stack(),
+            app,
             limits=parts.limits,
             clock=parts.clock,
             telemetry=parts.telemetry,

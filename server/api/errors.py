@@ -9,10 +9,21 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from server.core.errors import InvalidRequest, OnegpuError, Unavailable
+from server.core.errors import (
+    InvalidApiKey,
+    InvalidRequest,
+    OnegpuError,
+    Unavailable,
+)
 
 STATUS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "invalid_request_error"),
+    "invalid_api_key": (401, "invalid_request_error"),
+    "admin_required": (403, "permission_error"),
+    "model_not_allowed": (403, "permission_error"),
+    "origin_not_allowed": (403, "permission_error"),
+    "too_many_failures": (429, "rate_limit_error"),
+    "store_unavailable": (503, "service_unavailable_error"),
     "context_length_exceeded": (400, "invalid_request_error"),
     "model_not_found": (404, "invalid_request_error"),
     "not_found": (404, "invalid_request_error"),
@@ -35,8 +46,8 @@ STATUS: dict[str, tuple[int, str]] = {
 }
 """Error code → status and `type`. Codes that are not here are faults of the server."""
 
-_WORKED = ("engine_timeout", "total_timeout", "generation_failed")
-"""Codes of what failed after work had started, whatever else is known."""
+_HOPELESS = ("engine_timeout", "total_timeout", "generation_failed", "too_many_failures")
+"""Codes that an automatic retry cannot help: work had started, or the key is as wrong as before."""
 _LONGEST_RETRY = 120
 """The official SDK ignores a longer `retry-after`."""
 _UNKNOWN_RETRY = 10.0
@@ -81,14 +92,16 @@ def refuse(error: Exception, *, started: bool = False) -> Refusal:
         error = OnegpuError("The server failed on this request; its log has the details.")
     status, kind = STATUS.get(error.code, STATUS["internal_error"])
     headers: dict[str, str] = {}
+    if error.code == InvalidApiKey.code:
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         advice = _UNKNOWN_RETRY if error.retry_after is None else error.retry_after
         headers["retry-after"] = str(min(max(1, math.ceil(advice)), _LONGEST_RETRY))
     elif (exact := getattr(error, "retry_after", None)) is not None:
-        # A key's own limit: the time is known, and whoever comes earlier is refused again.
+        # A limit of its own: the time is known, and whoever comes earlier is refused again.
         headers["retry-after"] = str(max(1, math.ceil(exact)))
         headers["retry-after-ms"] = str(max(1, math.ceil(exact * 1000)))
-    if started or error.code in _WORKED:
+    if started or error.code in _HOPELESS:
         headers["x-should-retry"] = "false"
     if isinstance(error, HttpError) and error.allow:
         headers["allow"] = error.allow

@@ -165,6 +165,8 @@ def _request_id(headers: Headers) -> str:
 
 def _facts(record: RequestRecord, seconds: float) -> dict[str, object]:
     facts: dict[str, object] = {"status": record.status, "ms": round(seconds * 1000, 1)}
+    if record.key:
+        facts["key"] = record.key
     if record.error is not None:
         facts["code"] = record.error
     for generation in record.generations:

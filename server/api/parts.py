@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.api.access import AccessRules, Gatekeeper
 from server.api.limits import ApiLimits
 from server.core.clock import Clock
 from server.gateway.health import Health
@@ -23,6 +24,8 @@ class Parts:
     health: Health
     telemetry: Telemetry
     render_metrics: RenderMetrics
+    gatekeeper: Gatekeeper
+    rules: AccessRules
     limits: ApiLimits
     clock: Clock
     version: str

@@ -19,6 +19,8 @@ class RequestRecord:
     request_id: str
     begun: float
     """Monotonic seconds."""
+    key: str = ""
+    """Public id of the API key that it came with."""
     status: int = 0
     error: str | None = None
     """Code of the error that the client was told, in the answer or in its stream."""

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
 from server.api.disconnect import unless_disconnected
 from server.api.parts import Parts
@@ -30,13 +31,16 @@ def system_router(parts: Parts) -> APIRouter:
     router.include_router(_tools_router(parts))
 
     @router.get("/props")
-    async def props(model: str | None = None) -> dict[str, Any]:
+    async def props(request: Request, model: str | None = None) -> dict[str, Any]:
         """Facts about a loaded model and its defaults."""
-        return _props(parts, parts.service.router.pick(model))
+        return _props(parts, parts.service.router.pick(model, principal_of(request)))
 
     @router.get("/slots")
-    async def slots(model: str | None = None) -> list[dict[str, Any]]:
-        """One entry per slot of a model; none while it is not loaded."""
+    async def slots(request: Request, model: str | None = None) -> list[dict[str, Any]]:
+        """One entry per slot of a model; none while it is not loaded. Tells of others' requests."""
+        principal = principal_of(request)
+        if not principal.anonymous:
+            principal.require_admin()
         host = parts.service.router.pick(model).host
         return [
             {"id": view.index, "is_processing": view.running, **asdict(view)}
@@ -79,7 +83,7 @@ def _tools_router(parts: Parts) -> APIRouter:
         headers = _ignored(parts, body)
 
         async def work() -> Response:
-            async with parts.service.using(body.model) as (_, lease):
+            async with parts.service.using(body.model, principal_of(request)) as (_, lease):
                 return await parts.service.in_thread(_tokenized, lease.tokenizer, body, headers)
 
         return await unless_disconnected(request.receive, work())
@@ -91,7 +95,7 @@ def _tools_router(parts: Parts) -> APIRouter:
         headers = _ignored(parts, body)
 
         async def work() -> bytes:
-            async with parts.service.using(body.model) as (_, lease):
+            async with parts.service.using(body.model, principal_of(request)) as (_, lease):
                 decode = lease.tokenizer.decode
                 return await parts.service.in_thread(decode, body.tokens, special=True)
 
@@ -106,7 +110,7 @@ def _tools_router(parts: Parts) -> APIRouter:
         prompt = body.prompt()
 
         async def work() -> str:
-            async with parts.service.using(body.model) as (served, _):
+            async with parts.service.using(body.model, principal_of(request)) as (served, _):
                 whole = compose(served, prompt)
                 render = served.prompter.template.render
                 return await parts.service.in_thread(

@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from server.assembly.keys import check_keys
 from server.assembly.listening import listen, url_of
 from server.assembly.parts import Parts, build
 from server.assembly.wanted import Fetch
@@ -47,6 +48,7 @@ def serve(settings: Settings, fetch: Fetch = Path) -> int:
     )
     listener = listen(settings.server.host, settings.server.port)
     with contextlib.closing(listener):
+        check_keys(settings, listener.getsockname()[0])
         parts = build(settings, SystemClock(), fetch)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         return uvloop.run(Lifecycle(settings, parts, listener).run())
@@ -171,10 +173,11 @@ def _announcement(url: str, parts: Parts) -> str:
         f'{{"model": "{name}", "stream": true, '
         '"messages": [{"role": "user", "content": "What is a slot?"}]}'
     )
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if parts.authenticator.required() else ""
     return (
         f"\n{name}{facts} is ready on {url}\n{_others(parts)}"
         f"{spec.slots} slots of up to {spec.n_ctx} tokens over {spec.kv_cells} KV cells. Try:\n\n"
-        f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"  curl -N {url}/v1/chat/completions {key}-H 'Content-Type: application/json' \\\n"
         f"    -d '{body}'\n"
     )
 

@@ -12,12 +12,15 @@ from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
 from server.assembly.agents import agent_of
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
+from server.assembly.keys import access_rules
 from server.assembly.machine import machine_memory, refuse_cpu_build
 from server.assembly.sizing import Sized, budget_of, grouped, sized
 from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
 from server.core.clock import Clock
 from server.core.errors import ConfigError
+from server.gateway.auth import Authenticator
+from server.gateway.failures import FailureLimiter
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec
 from server.gateway.hosts import HostManager
@@ -28,6 +31,7 @@ from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from server.settings import Settings
+from server.store.key_view import KeyView
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Parts:
     """Loaded at start, in this order; without the first one there is no server."""
     admission: Line
     service: GenerationService
+    authenticator: Authenticator
     app: Callable[..., Any]
     """The ASGI application."""
     notes: tuple[str, ...]
@@ -67,8 +72,11 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     )
     metrics = Metrics(hosts.hosts, admission)
     timeouts = settings.gateway.timeout
-    limits = ServiceLimits(timeouts.connect, timeouts.read)
+    limits = ServiceLimits(
+        timeouts.connect, timeouts.read, share_prefixes=settings.gateway.share_prefixes
+    )
     service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
+    authenticator = Authenticator(KeyView(settings.data_dir), clock, FailureLimiter(clock))
     stall = HealthLimits(settings.engine.stall_after)
     app = create_app(
         ApiParts(
@@ -76,6 +84,8 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
             health=Health(hosts, router.default.host, admission, stall, clock),
             telemetry=metrics,
             render_metrics=metrics.render,
+            gatekeeper=authenticator,
+            rules=access_rules(settings.server),
             limits=ApiLimits(
                 max_body=settings.server.max_request_size,
                 write_timeout=timeouts.write,
@@ -86,7 +96,9 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
             version=__version__,
         )
     )
-    return Parts(hosts, router, tuple(preload), admission, service, app, _notes(contexts))
+    return Parts(
+        hosts, router, tuple(preload), admission, service, authenticator, app, _notes(contexts)
+    )
 
 
 def _host(one: Sized, admission: Line, clock: Clock) -> tuple[Host, list[Served]]:

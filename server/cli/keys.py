@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from server.cli.keys_options import add_limit_flags, described, duration, limits_of
 from server.cli.output import output
 from server.cli.parsing import USAGE, Parser
-from server.core.errors import ConfigError, OnegpuError
+from server.core.errors import OnegpuError
 
 if TYPE_CHECKING:
     from server.cli.parsing import Commands
@@ -183,6 +183,8 @@ def _repository(options: argparse.Namespace) -> Iterator[KeyRepository]:
 
 
 def _directory(options: argparse.Namespace) -> Path:
-    if options.data_dir is None:
-        raise ConfigError("Name the data directory: --data-dir DIR.")
-    return Path(options.data_dir).expanduser()
+    from server.settings import Override, load
+
+    given = options.data_dir
+    flags = [] if given is None else [Override(("data_dir",), "--data-dir", given)]
+    return load(options.config, flags=flags).settings.data_dir

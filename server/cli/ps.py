@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
     client = Client(options.url or DEFAULT_URL, options.key)
     cards = client.models()
-    running: dict[str, int] = {}
+    running: dict[str, int | None] = {}
     for card in cards:
         weights = _weights(card)
         if weights not in running and _state(card) == "ready":
@@ -65,21 +65,21 @@ def _state(card: Mapping[str, Any]) -> str:
     return str(card.get("state") or "ready")
 
 
-def _running(client: Client, name: str) -> int:
-    """Requests that run on a model; 0 when it was unloaded in the meantime."""
+def _running(client: Client, name: str) -> int | None:
+    """Requests that run on a model; 0 when it was unloaded meanwhile, None if the key may not see."""
     from server.cli.chat.client import ServerError
 
     try:
         slots = client.get(f"/slots?model={urllib.parse.quote(name, safe='')}")
     except ServerError as error:
-        if error.status in (401, 403):
+        if error.status == 401:
             raise
-        return 0
+        return None if error.status == 403 else 0
     views = slots if isinstance(slots, list) else []
     return sum(isinstance(view, dict) and bool(view.get("is_processing")) for view in views)
 
 
-def _row(card: Mapping[str, Any], running: int, now: float) -> tuple[str, ...]:
+def _row(card: Mapping[str, Any], running: int | None, now: float) -> tuple[str, ...]:
     state = _state(card)
     progress = card.get("load_progress")
     shown = state
@@ -91,7 +91,7 @@ def _row(card: Mapping[str, Any], running: int, now: float) -> tuple[str, ...]:
         shown,
         _memory(card),
         str(card.get("context_window") or "-"),
-        f"{running}/{slots}" if state == "ready" and slots else "-",
+        f"{'?' if running is None else running}/{slots}" if state == "ready" and slots else "-",
         _until(state, card.get("expires_at"), now),
     )
 

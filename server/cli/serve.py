@@ -69,9 +69,10 @@ _GROUPS = {
         ),
         ("--kv-type", "TYPE", "engine.kv_type", "f16, q8_0 (half), q4_0 (a quarter), auto"),
     ),
-    "network": (
+    "network and keys": (
         ("--host", "ADDRESS", "server.host", "address to listen on; 0.0.0.0: every interface"),
         ("--port", "PORT", "server.port", "port to listen on; 0 takes a free one"),
+        ("--data-dir", "DIR", "data_dir", "where API keys are kept"),
     ),
 }
 _DEFAULTS = {
@@ -85,6 +86,7 @@ _DEFAULTS = {
     "engine.kv_type": "f16",
     "server.host": "127.0.0.1",
     "server.port": "8000",
+    "data_dir": "~/.local/share/onegpu",
 }
 _MODEL = "model.path"
 _HUB = ("hf:", "hf.co/", "huggingface.co/", "https:")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from server.core.errors import InvalidRequest
 from server.core.request import SamplingParams
+from server.store.keys import KeyLimits
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -49,6 +50,18 @@ class Agent:
         """The name that answers carry."""
         return self.names[0]
 
+    def limited(self, limits: KeyLimits) -> Agent:
+        """Return it as a key sees it: with the narrower of both limits."""
+        if limits.max_context is None and limits.max_tokens is None:
+            return self
+        default = self.default_max_tokens
+        return replace(
+            self,
+            n_ctx=min(self.n_ctx, limits.max_context or self.n_ctx),
+            max_tokens=_least(self.max_tokens, limits.max_tokens),
+            default_max_tokens=min(default, limits.max_tokens or default),
+        )
+
     def compose(self, messages: Messages) -> Messages:
         """Return the whole conversation: system message, this agent's turns, then `messages`."""
         if self.system is None and not self.messages:
@@ -88,6 +101,10 @@ class Agent:
     def reserve(self, max_tokens: int | None) -> int:
         """Tokens that turns are dropped for, so that an answer of some length fits."""
         return max_tokens or max(1, min(self.default_max_tokens, self.n_ctx // 4))
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    return min((value for value in (one, other) if value is not None), default=None)
 
 
 def _system(text: str) -> Mapping[str, Any]:

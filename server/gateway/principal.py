@@ -47,3 +47,7 @@ class Principal:
                 else "Without API keys only this machine itself may do this. "
                 "`onegpu keys create NAME --admin` makes a key for it."
             )
+
+
+ANYBODY = Principal()
+"""Nobody in particular."""

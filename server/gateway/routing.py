@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.core.errors import ModelNotFound
 from server.gateway.agent import Agent
 from server.gateway.host import Host
+from server.gateway.principal import ANYBODY, Principal
 from server.gateway.prompter import Prompter
 
 _MOST_LISTED = 20
@@ -47,23 +48,43 @@ class ModelRouter:
         """Every name, the default's first."""
         return list(self._by_name)
 
-    def pick(self, name: str | None) -> Served:
-        """Return what is served under `name`. Raises `ModelNotFound` with the nearest name."""
+    def pick(self, name: str | None, principal: Principal = ANYBODY) -> Served:
+        """Return what is served under `name` (None: the first), within the limits of `principal`.
+
+        Raises `ModelNotFound` with the nearest name that it may use, and `ModelNotAllowed`.
+        """
+        served = self._find(name, principal)
+        principal.require_model(served.agent.names, name or served.agent.name)
+        return _limited(served, principal)
+
+    def usable(self, principal: Principal) -> list[Served]:
+        """Return what `principal` may use, within its limits."""
+        return [
+            _limited(one, principal) for one in self.served if principal.may_use(one.agent.names)
+        ]
+
+    def _find(self, name: str | None, principal: Principal) -> Served:
         if name is None:
             return self.default
         found = self._by_name.get(name)
         if found is None:
-            raise ModelNotFound(self._advice(name), param="model")
+            usable = self.usable(principal)
+            names = [name for one in usable for name in one.agent.names]
+            raise ModelNotFound(_advice(name, names), param="model")
         return found
 
-    def _advice(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self._by_name, n=1, cutoff=0.6)
-        if near:
-            return f"The model {name[:200]!r} does not exist here; did you mean {near[0]!r}?"
-        names = self.names
-        listed = ", ".join(map(repr, names[:_MOST_LISTED]))
-        more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-        return (
-            f"The model {name[:200]!r} does not exist here; this server serves {listed}{more} "
-            "(GET /v1/models has them all)."
-        )
+
+def _limited(served: Served, principal: Principal) -> Served:
+    return replace(served, agent=served.agent.limited(principal.limits))
+
+
+def _advice(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"The model {name[:200]!r} does not exist here; did you mean {near[0]!r}?"
+    listed = ", ".join(map(repr, names[:_MOST_LISTED])) or "none that this API key may use"
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return (
+        f"The model {name[:200]!r} does not exist here; this server serves {listed}{more} "
+        "(GET /v1/models has them all)."
+    )

@@ -44,6 +44,8 @@ class ServiceLimits:
     rate: RateLimits = field(default_factory=RateLimits)
     """Of keys without limits of their own, and of everybody together where there are no keys."""
     tokenizer_threads: int = 2
+    share_prefixes: bool = False
+    """Whether one key's requests reuse what another's have computed."""
 
 
 class GenerationService:
@@ -69,17 +71,17 @@ class GenerationService:
         self._telemetry = telemetry or NullTelemetry()
         self._threads = ThreadPoolExecutor(limits.tokenizer_threads, "tokenize")
 
-    def ready(self, name: str | None) -> bool:
-        """Whether a request for that model need not wait for a load. Raises `ModelNotFound`."""
-        return self.router.pick(name).host.open
+    def ready(self, name: str | None, principal: Principal) -> bool:
+        """Whether a request for that model need not wait for a load. Raises as `ModelRouter.pick`."""
+        return self.router.pick(name, principal).host.open
 
     async def open(self, spec: GenerationSpec) -> Generation:
         """Start what `spec` asks for; the caller must `close()` what is returned.
 
-        Waits while the model is loaded. Raises `ModelNotFound`, `InvalidRequest`,
-        `ContextLengthExceeded`, `RateLimited` and all `Unavailable`s.
+        Waits while the model is loaded. Raises `ModelNotFound`, `ModelNotAllowed`,
+        `InvalidRequest`, `ContextLengthExceeded`, `RateLimited` and all `Unavailable`s.
         """
-        served = self.router.pick(spec.model)
+        served = self.router.pick(spec.model, spec.principal)
         self._check(served, spec)
         patience = self._patience(served, spec)
         deadline = self._clock.monotonic() + patience.queue
@@ -112,9 +114,11 @@ class GenerationService:
         return generation
 
     @contextlib.asynccontextmanager
-    async def using(self, name: str | None) -> AsyncIterator[tuple[Served, Lease]]:
+    async def using(
+        self, name: str | None, principal: Principal
+    ) -> AsyncIterator[tuple[Served, Lease]]:
         """Keep a model loaded while something other than a generation uses it. Raises as `open`."""
-        served = self.router.pick(name)
+        served = self.router.pick(name, principal)
         lease = await self.hosts.acquire(served.host, self.limits.connect_timeout)
         try:
             yield served, lease
@@ -200,6 +204,7 @@ class GenerationService:
                     ignore_eos=spec.ignore_eos,
                     logprobs=spec.logprobs,
                     reuse_prefix=spec.reuse_prefix,
+                    cache_scope="" if self.limits.share_prefixes else spec.principal.key_id,
                     # The others follow the first in the line. Once that one runs, to give up on
                     # one of them would throw away the work of all.
                     deadline=deadline if number == 0 else None,

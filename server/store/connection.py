@@ -89,6 +89,11 @@ def open_database(directory: Path) -> Database:
     A file that is damaged, locked, another program's or a newer version's is never written to.
     """
     path = directory / FILE
+    if directory.parts[:1] == ("~",):
+        raise ConfigError(
+            f"The data directory is {directory}, and this user has no home directory. Name another "
+            "one: ONEGPU_DATA_DIR, data_dir."
+        )
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(directory):

@@ -11,7 +11,7 @@ from server.gateway.agent import Agent
 from server.gateway.prompter import Prompter
 from server.gateway.routing import ModelRouter, Served
 from tests.fakes import FakeEngine
-from tests.serving import MODEL, Stack, adopted
+from tests.serving import MODEL, Stack, adopted, without_keys
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,8 @@ async def told(stack: Stack, *preloaded: str) -> str:
     preload = [first.host, *(one.host for one in served if one.agent.name in preloaded)]
     router = ModelRouter(served)
     admission, service, hosts = stack.admission, stack.service, stack.hosts
-    parts = Parts(hosts, router, tuple(preload), admission, service, stack.app, ())
+    keys = without_keys(stack.parts.clock)
+    parts = Parts(hosts, router, tuple(preload), admission, service, keys, stack.app, ())
     stack.service.shutdown()
     return _announcement("http://here", parts)
 

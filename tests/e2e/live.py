@@ -21,10 +21,18 @@ _PATIENCE = 60.0
 class LiveServer:
     """Starts with `with`; ends by SIGTERM, and by SIGKILL if that does not help."""
 
-    def __init__(self, *arguments: str, model: Path = DEMO, wait_ready: bool = True) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        model: Path = DEMO,
+        data_dir: Path = Path("/nonexistent"),
+        wait_ready: bool = True,
+    ) -> None:
         command = [sys.executable, "-m", "server", "serve", str(model), "--port", "0", *arguments]
         # ggml's threads spin at barriers: two of them beside a busy test would wait for each other.
         environ = {"ONEGPU_ENGINE__THREADS": "1"} | os.environ
+        # Whoever runs the tests may have keys.
+        environ["ONEGPU_DATA_DIR"] = str(data_dir)
         self.process = subprocess.Popen(
             command,
             env=environ,

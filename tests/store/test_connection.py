@@ -180,6 +180,11 @@ def test_a_directory_that_is_a_file_is_refused(tmp_path) -> None:
     assert "ONEGPU_DATA_DIR" in message
 
 
+def test_a_home_that_is_not_there_is_no_directory_called_tilde() -> None:
+    assert "has no home directory" in refused(Path("~/data"))
+    assert not Path("~").exists()
+
+
 def test_a_file_that_is_a_directory_is_refused(tmp_path) -> None:
     (tmp_path / FILE).mkdir()
 

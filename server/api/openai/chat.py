@@ -7,6 +7,7 @@ import uuid
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
 from server.api.disconnect import unless_disconnected
 from server.api.openai.head import AnswerHead, head_of
@@ -16,6 +17,7 @@ from server.api.parts import Parts
 from server.api.schemas.chat import ChatRequest
 from server.core.events import Delta, Finished, SampledLogprobs
 from server.gateway.generation import Batch, Generation
+from server.gateway.principal import Principal
 from server.gateway.spec import GenerationSpec
 
 
@@ -28,7 +30,7 @@ def chat_router(parts: Parts) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """Answer a chat, at once or as a stream."""
         body = await read_model(request, ChatRequest, parts.limits.write_timeout)
-        spec, headers = _spec(parts, body)
+        spec, headers = _spec(parts, body, principal_of(request))
         with_usage = body.include_usage()
         if body.stream:
 
@@ -41,12 +43,15 @@ def chat_router(parts: Parts) -> APIRouter:
     return router
 
 
-def _spec(parts: Parts, body: ChatRequest) -> tuple[GenerationSpec, dict[str, str]]:
+def _spec(
+    parts: Parts, body: ChatRequest, principal: Principal
+) -> tuple[GenerationSpec, dict[str, str]]:
     body.check()
     ignored = ignored_header(body.leftover(strict=parts.limits.strict))
     spec = GenerationSpec(
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=body.model,
+        principal=principal,
         prompts=[body.prompt()],
         max_tokens=body.output_limit(),
         n=body.n or 1,

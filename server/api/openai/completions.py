@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
 from server.api.disconnect import unless_disconnected
 from server.api.openai.head import AnswerHead, head_of
@@ -17,6 +18,7 @@ from server.api.parts import Parts
 from server.api.schemas.completions import CompletionRequest
 from server.core.events import Delta, Finished, SampledLogprobs
 from server.gateway.generation import Batch, Generation
+from server.gateway.principal import Principal
 from server.gateway.spec import GenerationSpec, TextPrompt
 
 
@@ -29,7 +31,7 @@ def completions_router(parts: Parts) -> APIRouter:
     async def completions(request: Request) -> Response:
         """Continue one or several prompts, at once or as a stream."""
         body = await read_model(request, CompletionRequest, parts.limits.write_timeout)
-        spec, headers = _spec(parts, body)
+        spec, headers = _spec(parts, body, principal_of(request))
         with_usage = body.include_usage()
         if body.stream:
 
@@ -45,12 +47,15 @@ def completions_router(parts: Parts) -> APIRouter:
     return router
 
 
-def _spec(parts: Parts, body: CompletionRequest) -> tuple[GenerationSpec, dict[str, str]]:
+def _spec(
+    parts: Parts, body: CompletionRequest, principal: Principal
+) -> tuple[GenerationSpec, dict[str, str]]:
     body.check()
     ignored = ignored_header(body.leftover(strict=parts.limits.strict))
     spec = GenerationSpec(
         request_id=f"cmpl-{uuid.uuid4().hex}",
         model=body.model,
+        principal=principal,
         prompts=body.prompts(),
         max_tokens=body.max_tokens,
         n=body.n or 1,

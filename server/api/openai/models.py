@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from server.api.access import principal_of
 from server.api.body import read_model
 from server.api.parts import Parts
 from server.api.schemas.system import ModelRequest
@@ -21,20 +22,21 @@ def models_router(parts: Parts) -> APIRouter:
     pause = parts.limits.write_timeout
 
     @router.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """List what is served."""
-        served = parts.service.router.served
+    async def models(request: Request) -> dict[str, Any]:
+        """List what is served, as far as the key may use it."""
+        served = parts.service.router.usable(principal_of(request))
         cards = [_card(parts, one, name) for one in served for name in one.agent.names]
         return {"object": "list", "data": cards}
 
     @router.get("/v1/models/{model:path}")
-    async def model(model: str) -> dict[str, Any]:
+    async def model(model: str, request: Request) -> dict[str, Any]:
         """Describe one model."""
-        return _card(parts, parts.service.router.pick(model), model)
+        return _card(parts, parts.service.router.pick(model, principal_of(request)), model)
 
     @router.post("/models/load")
     async def load(request: Request) -> dict[str, Any]:
         """Load a model as soon as there is room; its card tells how far it is."""
+        principal_of(request).require_admin()
         body = await read_model(request, ModelRequest, pause)
         served = parts.service.router.pick(body.model)
         parts.service.hosts.begin_load(served.host)
@@ -43,6 +45,7 @@ def models_router(parts: Parts) -> APIRouter:
     @router.post("/models/unload")
     async def unload(request: Request) -> dict[str, Any]:
         """Unload a model once its last answer is complete; its card tells when it is gone."""
+        principal_of(request).require_admin()
         body = await read_model(request, ModelRequest, pause)
         served = parts.service.router.pick(body.model)
         parts.service.hosts.begin_unload(served.host)

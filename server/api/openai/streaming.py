@@ -75,7 +75,7 @@ async def stream(
     async def work() -> Response:
         opening = None
         until = asyncio.get_running_loop().time() + hold
-        if parts.service.ready(spec.model):
+        if parts.service.ready(spec.model, spec.principal):
             generation = await open_generation(parts, request, spec)
         else:
             opening = Opening(open_generation(parts, request, spec))

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -49,11 +50,22 @@ class OwnServer:
         self._ready = threading.Event()
         self._last: deque[str] = deque(maxlen=12)
         self._process: subprocess.Popen[str] | None = None
+        self._data: tempfile.TemporaryDirectory[str] | None = None
         self._readers: list[threading.Thread] = []
         self.url = ""
 
     def __enter__(self) -> Self:
-        command = [*_COMMAND, "serve", *self._arguments, "--port", "0"]
+        # No keys: it is there for this chat, and its user's keys are for another server.
+        self._data = tempfile.TemporaryDirectory(prefix="onegpu-")
+        command = [
+            *_COMMAND,
+            "serve",
+            *self._arguments,
+            "--port",
+            "0",
+            "--data-dir",
+            self._data.name,
+        ]
         # A session of its own: Ctrl-C at the terminal is for the chat, not for the server.
         process = subprocess.Popen(
             command,
@@ -82,6 +94,8 @@ class OwnServer:
 
     def close(self) -> None:
         """End the process. May be called again."""
+        if self._data is not None:
+            self._data.cleanup()
         process, self._process = self._process, None
         if process is None:
             return
