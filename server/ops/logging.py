@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
+_KEY = re.compile(r"(ogk_[0-9A-Za-z]{10})_[0-9A-Za-z]+")
 ACCESS = "onegpu.access"
 """The logger that has one line per request; `facts` of its records are tokens and times."""
 
@@ -22,7 +24,7 @@ class TextFormatter(logging.Formatter):
         line = " ".join([line, *(f"{name}={value}" for name, value in _extras(record).items())])
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        return line
+        return without_secrets(line)
 
 
 class JsonFormatter(logging.Formatter):
@@ -39,7 +41,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told, ensure_ascii=False, default=str)
+        return without_secrets(json.dumps(told, ensure_ascii=False, default=str))
 
 
 def configure_logging(
@@ -59,6 +61,14 @@ def configure_logging(
     # They report every connection and chunk; at INFO and below that is noise, or worse: content.
     for name in ("asyncio", "sse_starlette", "uvicorn", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` with API keys cut down to their public part.
+
+    Clients put keys where they do not belong: paths, names of models, fields that are told of.
+    """
+    return _KEY.sub(r"\1_...", text)
 
 
 def _time(record: logging.LogRecord) -> str:

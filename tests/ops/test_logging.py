@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from server.ops.logging import configure_logging
+from server.store.key_text import new_key
 
 
 @pytest.fixture
@@ -59,3 +60,16 @@ def test_noisy_libraries_are_quiet_even_when_debugging(out):
     configure_logging("debug", "text", stream=out)
     logging.getLogger("sse_starlette.sse").debug("chunk: secret")
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_keys_are_cut_down_to_their_public_part_wherever_they_come_from(out, form):
+    configure_logging("info", form, stream=out)
+    key = new_key("0123456789")
+    for text in (key, key[:40]):
+        logging.getLogger("a").info("GET /%s", text, extra={"facts": {"model": text}})
+    logging.getLogger("a").error("wrong", exc_info=ValueError(key))
+
+    text = out.getvalue()
+    assert key[15:40] not in text
+    assert text.count("ogk_0123456789_...") >= 5
