@@ -43,7 +43,7 @@ def test_the_image_serves_as_a_user_that_is_not_root_and_stops_on_sigterm() -> N
     assert not [i for i in FILE if i.word == "ADD"], "COPY takes nothing from a network"
     assert not [i for i in FILE if i.word == "RUN" and re.search("curl|wget|git clone", i.text)]
     assert [i.text for i in all_of("STOPSIGNAL")] == ["SIGTERM"]
-    assert json.loads(all_of("VOLUME", LAST)[0].text) == ["/app/models"]
+    assert json.loads(all_of("VOLUME", LAST)[0].text) == ["/app/models", "/app/data"]
     # As lists: a shell between the signal and the server would not pass it on.
     assert json.loads(all_of("ENTRYPOINT", LAST)[0].text) == ["/opt/onegpu/bin/onegpu"]
     assert json.loads(all_of("CMD", LAST)[0].text) == ["serve"]
@@ -90,7 +90,8 @@ def test_compose_reserves_the_gpu_restarts_and_gives_time_to_stop() -> None:
     image = all_of("HEALTHCHECK")[0].text
     for service in services.values():
         assert service["restart"] == "always"
-        assert service["volumes"] == ["models:/app/models"]
+        assert service["volumes"] == ["models:/app/models", "data:/app/data"]
+        assert "ONEGPU_SERVER__ALLOW_NO_KEYS" in service["environment"], "passed on, never set"
         assert service["stop_signal"] == "SIGTERM"
         # Draining, then the step in progress (server/assembly/lifecycle.py, `_STOP_SECONDS`).
         assert seconds(service["stop_grace_period"]) >= grace + 35
