@@ -270,6 +270,14 @@ def test_ps_lists_what_is_there(server, capsys, monkeypatch):
     assert rows[4] == ["gone", "unloaded", "(5.0 MB CPU)", "-", "-", "-"]
 
 
+def test_ps_with_a_key_that_may_not_see_slots(server, capsys):
+    server.cards[:] = [{"id": "m", "state": "ready", "slots": 2}]
+    server.routes["GET /slots?model=m"] = (403, {})
+
+    assert status("ps") == 0
+    assert "?/2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argv", [("ps",), ("stop", "m")])
 def test_without_a_server(argv, capsys):
     assert status(*argv, "--url", NOBODY) == 1
