@@ -16,6 +16,7 @@ from server.api.access import AccessRules, Gatekeeper
 from server.api.app import create_app
 from server.api.limits import ApiLimits
 from server.api.parts import Parts
+from server.assembly.connections import ConnectionLimits, bounded
 from server.core.clock import Clock, SystemClock
 from server.gateway.agent import Agent
 from server.gateway.auth import Authenticator
@@ -26,6 +27,7 @@ from server.gateway.hosts import HostManager
 from server.gateway.line import Line, LineLimits
 from server.gateway.memory import Budget, Footprint
 from server.gateway.prompter import Prompter
+from server.gateway.rate_limit import RateLimits
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
@@ -48,6 +50,10 @@ class Stack:
     gatekeeper: Gatekeeper | None = None
     """None: there are no keys."""
     rules: AccessRules = field(default_factory=AccessRules)
+    rate: RateLimits = field(default_factory=RateLimits)
+    total_timeout: float | None = None
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    idle_timeout: int = 5
     url: str = ""
     server: uvicorn.Server = field(init=False, repr=False)
 
@@ -65,7 +71,9 @@ class Stack:
             ModelRouter([Served(agent, host, prompter) for agent in agents]),
             self.hosts,
             self.admission,
-            ServiceLimits(self.connect_timeout, self.read_timeout),
+            ServiceLimits(
+                self.connect_timeout, self.read_timeout, self.total_timeout, rate=self.rate
+            ),
             clock,
             telemetry=self.metrics,
         )
@@ -131,7 +139,13 @@ async def serve(stack: Stack) -> AsyncIterator[Stack]:
     listener = socket.create_server(("127.0.0.1", 0))
     stack.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = uvicorn.Config(
-        stack.app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
+        stack.app,
+        http=bounded(stack.connections),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=stack.idle_timeout,
+        timeout_graceful_shutdown=5,
     )
     server = stack.server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))

@@ -30,12 +30,15 @@ STATUS: dict[str, tuple[int, str]] = {
     "method_not_allowed": (405, "invalid_request_error"),
     "client_stalled": (408, "invalid_request_error"),
     "request_too_large": (413, "invalid_request_error"),
+    "uri_too_long": (414, "invalid_request_error"),
     "rate_limit_exceeded": (429, "rate_limit_error"),
+    "headers_too_large": (431, "invalid_request_error"),
     "generation_failed": (500, "server_error"),
     "internal_error": (500, "server_error"),
     "queue_full": (503, "service_unavailable_error"),
     "queue_timeout": (503, "service_unavailable_error"),
     "deadline_unreachable": (503, "service_unavailable_error"),
+    "too_many_connections": (503, "service_unavailable_error"),
     "model_loading": (503, "service_unavailable_error"),
     "model_failed": (503, "service_unavailable_error"),
     "draining": (503, "service_unavailable_error"),
@@ -101,6 +104,8 @@ def refuse(error: Exception, *, started: bool = False) -> Refusal:
         # A limit of its own: the time is known, and whoever comes earlier is refused again.
         headers["retry-after"] = str(max(1, math.ceil(exact)))
         headers["retry-after-ms"] = str(max(1, math.ceil(exact * 1000)))
+    elif status == 503:
+        headers["retry-after"] = str(math.ceil(_UNKNOWN_RETRY))
     if started or error.code in _HOPELESS:
         headers["x-should-retry"] = "false"
     if isinstance(error, HttpError) and error.allow:

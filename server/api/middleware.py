@@ -18,6 +18,7 @@ from server.api.limits import ApiLimits
 from server.api.record import KEY, RequestRecord
 from server.core.clock import Clock
 from server.core.errors import OnegpuError, RequestTooLarge
+from server.gateway.rate_limit import rate_headers
 from server.gateway.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ class _Call:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._record.request_id
             headers["openai-processing-ms"] = str(round(seconds * 1000))
+            if self._record.windows is not None:
+                headers.update(rate_headers(self._record.windows()))
         elif message["type"] == "http.response.body":
             self._complete = not message.get("more_body", False)
         await self._send(message)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from server.gateway.generation import Generation
+from server.gateway.rate_limit import Window
 
 KEY = "onegpu.record"
 """Where the ASGI scope carries it."""
@@ -24,6 +26,8 @@ class RequestRecord:
     status: int = 0
     error: str | None = None
     """Code of the error that the client was told, in the answer or in its stream."""
+    windows: Callable[[], dict[str, Window]] | None = None
+    """What is left of the key's limits; None where they do not matter."""
     generations: list[Generation] = field(default_factory=list)
 
     @property

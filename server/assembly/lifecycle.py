@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from server.assembly.connections import ConnectionLimits, bounded
 from server.assembly.keys import check_keys
 from server.assembly.listening import listen, url_of
 from server.assembly.parts import Parts, build
@@ -33,9 +35,6 @@ _STOP_SECONDS = 30
 """How long the step in progress may take at shutdown; a full ubatch on a slow CPU takes seconds."""
 _FLUSH_SECONDS = 5
 """How long the last chunks of streams that were ended may take to be sent."""
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than clients (httpx: 5 s) and proxies (nginx: 60 s) keep idle connections: whoever closes
-first must not be the server, or a request that is just being sent is lost."""
 
 
 def serve(settings: Settings, fetch: Fetch = Path) -> int:
@@ -74,13 +73,15 @@ class Lifecycle:
         self._signalled = asyncio.Event()
         config = uvicorn.Config(
             parts.app,
-            http="httptools",
+            http=bounded(
+                ConnectionLimits(settings.server.max_connections, settings.server.header_timeout)
+            ),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=math.ceil(settings.server.idle_timeout),
             timeout_graceful_shutdown=_FLUSH_SECONDS,
         )
         self._http = _Server(config)

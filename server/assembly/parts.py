@@ -10,6 +10,7 @@ from server import __version__
 from server.api.app import create_app
 from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
+from server.assembly.admission import default_rates, line_limits
 from server.assembly.agents import agent_of
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.keys import access_rules
@@ -24,7 +25,7 @@ from server.gateway.failures import FailureLimiter
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec
 from server.gateway.hosts import HostManager
-from server.gateway.line import Line, LineLimits
+from server.gateway.line import Line
 from server.gateway.memory import Budget, total
 from server.gateway.prompter import Prompter
 from server.gateway.routing import ModelRouter, Served
@@ -57,7 +58,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     names = wanted(settings, fetch)
     memory = machine_memory(settings, gpu_wanted=any(one.model.n_gpu_layers != 0 for one in names))
     contexts = sized(grouped(names, memory), memory)
-    admission = Line(LineLimits(settings.gateway.max_queue), clock)
+    admission = Line(line_limits(settings.gateway), clock)
     served: dict[str, Served] = {}
     preload: list[Host] = []
     for one in contexts:
@@ -73,7 +74,11 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     metrics = Metrics(hosts.hosts, admission)
     timeouts = settings.gateway.timeout
     limits = ServiceLimits(
-        timeouts.connect, timeouts.read, share_prefixes=settings.gateway.share_prefixes
+        timeouts.connect,
+        timeouts.read,
+        timeouts.total,
+        rate=default_rates(settings.gateway),
+        share_prefixes=settings.gateway.share_prefixes,
     )
     service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
     authenticator = Authenticator(KeyView(settings.data_dir), clock, FailureLimiter(clock))

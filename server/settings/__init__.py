@@ -4,18 +4,17 @@ Only this package reads the environment. `server.cli` loads, `server.assembly` h
 no lower layer imports it.
 """
 
+from server.settings.gateway import GatewaySettings, RateLimitSettings, TimeoutSettings
 from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.loading import Loaded, Override, load
 from server.settings.problems import Origin, Problem, SettingsError
 from server.settings.schema import (
     EngineSettings,
-    GatewaySettings,
     LoggingSettings,
     ModelSettings,
     RopeSettings,
     ServerSettings,
     Settings,
-    TimeoutSettings,
 )
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "Origin",
     "Override",
     "Problem",
+    "RateLimitSettings",
     "RopeSettings",
     "ServedModelSettings",
     "ServerSettings",

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.engine.prefix_index import MIN_PREFILL_ROWS
+from server.settings.gateway import GatewaySettings
 from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.machine import physical_cores
 from server.settings.quantities import Duration, FilePath, Kind, Size
@@ -185,41 +186,6 @@ class EngineSettings(Section):
         return self.threads_batch if self.threads_batch is not None else self.effective_threads
 
 
-class TimeoutSettings(Section):
-    """How long a request may wait for what."""
-
-    connect: Annotated[Duration, Field(gt=0)] = Field(
-        120.0, description="longest wait in line for a slot; then 503"
-    )
-    read: Annotated[Duration, Field(gt=0)] = Field(
-        300.0, description="longest silence of the engine within a request; then 504"
-    )
-    write: Annotated[Duration, Field(gt=0)] = Field(
-        120.0, description="longest pause of a client that sends its body or reads its answer"
-    )
-
-
-class GatewaySettings(Section):
-    """Who is let in, and who waits."""
-
-    max_queue: Annotated[int, Field(ge=0)] = Field(
-        64, description="requests that may wait for a slot; further ones get 503"
-    )
-    stream_hold: Duration = Field(
-        5.0, description="how long a queued stream withholds its status before it opens"
-    )
-    timeout: TimeoutSettings = Field(
-        default_factory=TimeoutSettings, description="limits of waiting"
-    )
-    share_prefixes: bool = Field(
-        default=False,
-        description="keys reuse each other's cached prompts; cached_tokens and times then tell of them",
-    )
-    strict: bool = Field(
-        default=False, description="answer 400 to request fields that are unknown, not ignore them"
-    )
-
-
 class ServerSettings(Section):
     """The HTTP side."""
 
@@ -238,6 +204,15 @@ class ServerSettings(Section):
     )
     max_request_size: Annotated[Size, Field(ge=1)] = Field(
         10_000_000, description="largest request body; a larger one gets 413"
+    )
+    max_connections: PositiveInt = Field(
+        1000, description="connections at a time; a further one gets 503"
+    )
+    header_timeout: Annotated[Duration, Field(gt=0)] = Field(
+        30.0, description="longest time for a request's headers to come; then 408"
+    )
+    idle_timeout: Annotated[Duration, Field(gt=0)] = Field(
+        120.0, description="how long a connection between two requests is kept open"
     )
     shutdown_grace: Duration = Field(
         30.0, description="how long running requests may go on after SIGTERM"

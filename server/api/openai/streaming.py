@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.deadline import seconds_given
 from server.api.disconnect import unless_disconnected
 from server.api.errors import refuse
 from server.api.openai.head import AnswerHead
@@ -43,8 +46,10 @@ MakeWriter = Callable[[Generation], Writer]
 
 async def open_generation(parts: Parts, request: Request, spec: GenerationSpec) -> Generation:
     """Open it and note it in the request's record, so that it can be told of and closed."""
-    generation = await parts.service.open(spec)
-    record_of(request).generations.append(generation)
+    record = record_of(request)
+    record.windows = functools.partial(parts.service.windows, spec.principal)
+    generation = await parts.service.open(replace(spec, seconds=seconds_given(request)))
+    record.generations.append(generation)
     return generation
 
 
