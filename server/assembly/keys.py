@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -24,9 +25,8 @@ def check_keys(settings: Settings, address: str) -> None:
     directory = settings.data_dir
     if _is_there(directory):
         open_database(directory).close()
-    view = KeyView(directory)
-    empty = view.empty()
-    view.close()
+    with contextlib.closing(KeyView(directory)) as view:
+        empty = view.empty()
     if not empty or is_loopback(address):
         return
     if not settings.server.allow_no_keys:

@@ -1,5 +1,6 @@
 """Keys over HTTP: who is asked for one, what refusals look like, and what no key may see."""
 
+import contextlib
 import json
 import logging
 from dataclasses import replace
@@ -42,13 +43,20 @@ class Keyed:
 
     def __init__(self, directory, **rules) -> None:
         self.directory = directory
-        self.keys = KeyRepository(open_database(directory))
+        self.database = open_database(directory)
+        self.keys = KeyRepository(self.database)
+        self.view = KeyView(directory)
         clock = SystemClock()
         self.failures = FailureLimiter(clock, at_once=1000)
-        self.authenticator = Authenticator(KeyView(directory), clock, self.failures)
+        self.authenticator = Authenticator(self.view, clock, self.failures)
         self.stack = Stack(
             agents=(OTHER,), gatekeeper=self.authenticator, rules=AccessRules(**rules)
         )
+
+    def close(self) -> None:
+        self.view.close()
+        self.database.close()
+        self.stack.service.shutdown()
 
     def key(self, name="a", **what) -> str:
         return self.keys.create(name, SystemClock().wall(), **what).secret
@@ -66,8 +74,14 @@ class Keyed:
 
 
 @pytest.fixture
-def keyed(tmp_path) -> Keyed:
-    return Keyed(tmp_path)
+def make_keyed(tmp_path):
+    with contextlib.ExitStack() as opened:
+        yield lambda **rules: opened.enter_context(contextlib.closing(Keyed(tmp_path, **rules)))
+
+
+@pytest.fixture
+def keyed(make_keyed) -> Keyed:
+    return make_keyed()
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:
@@ -105,7 +119,8 @@ async def test_without_a_valid_key_nothing_is_done(keyed) -> None:
         {"authorization": f"Bearer {key[:-1]}"},
         {"authorization": f"Bearer {new_key('0123456789')}"},
         {"authorization": f"Basic {key}"},
-        {"authorization": f"Bearer {key}", "x-api-key": new_key("0123456789")},
+        {"authorization": f"Bearer {key}", "x-api-key": new_key("0000000000")},
+        {"authorization": f"Bearer {key}", "x-api-key": new_key("zzzzzzzzzz")},
         {"authorization": f"Bearer {key}, Bearer {key}"},
         {"x-api-key": f"{key}\t{key}"},
         {"cookie": f"token={key}"},
@@ -149,8 +164,8 @@ async def test_unknown_paths_tell_strangers_nothing(keyed) -> None:
     assert code(await keyed.ask("GET", "/nothing", key)) == (404, "not_found")
 
 
-async def test_metrics_can_be_open(tmp_path) -> None:
-    keyed = Keyed(tmp_path, open_paths=OPEN | {"/metrics"})
+async def test_metrics_can_be_open(make_keyed) -> None:
+    keyed = make_keyed(open_paths=OPEN | {"/metrics"})
     keyed.key()
 
     assert (await keyed.ask("GET", "/metrics")).status_code == 200
@@ -176,8 +191,17 @@ async def test_revoking_counts_from_the_next_request_on(keyed) -> None:
     assert "revoked" in answer.json()["error"]["message"]
 
 
-async def test_too_many_failures_are_told_when_to_come_back_and_not_to_retry(tmp_path) -> None:
-    keyed = Keyed(tmp_path)
+async def test_refusals_are_counted_by_code(keyed) -> None:
+    key = keyed.key()
+    for _ in range(3):
+        await keyed.chat("wrong")
+
+    metrics = (await keyed.ask("GET", "/metrics", key)).text
+    assert 'onegpu_errors_total{code="invalid_api_key"} 3.0' in metrics
+
+
+async def test_too_many_failures_are_told_when_to_come_back_and_not_to_retry(make_keyed) -> None:
+    keyed = make_keyed()
     keyed.failures._most_ahead = 0.0
     key = keyed.key()
     assert (await keyed.chat("wrong")).status_code == 401
@@ -245,8 +269,8 @@ async def test_keys_do_not_share_cached_prefixes(keyed) -> None:
     assert "" not in scopes
 
 
-async def test_keys_share_cached_prefixes_where_the_server_says_so(tmp_path) -> None:
-    keyed = Keyed(tmp_path)
+async def test_keys_share_cached_prefixes_where_the_server_says_so(make_keyed) -> None:
+    keyed = make_keyed()
     keyed.stack.service.limits = replace(keyed.stack.service.limits, share_prefixes=True)
     for key in (keyed.key("first"), keyed.key("second")):
         await keyed.chat(key)
@@ -269,8 +293,8 @@ async def test_a_store_that_cannot_be_read_is_503_for_those_it_does_not_know(key
     assert (await keyed.ask("GET", "/health/live")).status_code == 200
 
 
-async def test_web_pages_from_elsewhere_cannot_use_a_server_without_keys(tmp_path) -> None:
-    keyed = Keyed(tmp_path, origins=("https://listed.example",))
+async def test_web_pages_from_elsewhere_cannot_use_a_server_without_keys(make_keyed) -> None:
+    keyed = make_keyed(origins=("https://listed.example",))
     load = {"model": MODEL}
 
     async def asked(origin: str, host: str) -> httpx.Response:
@@ -315,8 +339,8 @@ async def test_browsers_of_other_origins_get_no_leave_by_default(keyed) -> None:
         assert not [name for name in got.headers if name.startswith("access-control")]
 
 
-async def test_listed_origins_get_leave_for_errors_too(tmp_path) -> None:
-    keyed = Keyed(tmp_path, origins=("https://app.example",))
+async def test_listed_origins_get_leave_for_errors_too(make_keyed) -> None:
+    keyed = make_keyed(origins=("https://app.example",))
     key = keyed.key()
     preflight = {
         "origin": "https://app.example",

@@ -1,6 +1,7 @@
 """`onegpu keys`: what it prints where, what it refuses, and that a running view sees it."""
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -56,7 +57,8 @@ def test_a_key_is_shown_once_alone_on_standard_output(onegpu, tmp_path) -> None:
     assert out.strip() not in err
     for shown in onegpu("list"), onegpu("list", "--json"):
         assert out.strip().rpartition("_")[2] not in "".join(map(str, shown))
-    found = KeyView(tmp_path / "data").find(id_of(out.strip()))
+    with contextlib.closing(KeyView(tmp_path / "data")) as view:
+        found = view.find(id_of(out.strip()))
     assert found is not None
     assert found.matches(out.strip(), time.time())
 

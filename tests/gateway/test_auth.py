@@ -1,5 +1,7 @@
 """Who gets in: with which key, from where, when, and what the others are told."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,10 @@ class Door:
     def now(self) -> float:
         return self.clock.wall()
 
+    def close(self) -> None:
+        self.view.close()
+        self.database.close()
+
     def create(self, name="a", **what):
         return self.keys.create(name, self.now, **what)
 
@@ -57,11 +63,14 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path):
-    opened = Door(tmp_path, at_once=1000)
-    yield opened
-    opened.view.close()
-    opened.database.close()
+def make_door(tmp_path):
+    with contextlib.ExitStack() as opened:
+        yield lambda **limits: opened.enter_context(contextlib.closing(Door(tmp_path, **limits)))
+
+
+@pytest.fixture
+def door(make_door):
+    return make_door(at_once=1000)
 
 
 def test_a_key_lets_in_with_what_it_grants(door) -> None:
@@ -180,8 +189,8 @@ def test_rotation_and_overlap_take_effect_at_once(door) -> None:
     assert door.enter(second.secret).key_id
 
 
-def test_failures_of_one_address_are_limited_and_told_when_to_come_back(tmp_path) -> None:
-    door = Door(tmp_path, at_once=3, per_minute=6)
+def test_failures_of_one_address_are_limited_and_told_when_to_come_back(make_door) -> None:
+    door = make_door(at_once=3, per_minute=6)
     good = door.create().secret
     for _ in range(3):
         door.refused("wrong")
@@ -209,8 +218,8 @@ def test_failures_of_one_address_are_limited_and_told_when_to_come_back(tmp_path
         door.refused("wrong")
 
 
-def test_the_limit_of_failures_does_not_trust_the_wall_clock(tmp_path) -> None:
-    door = Door(tmp_path, at_once=1, per_minute=6)
+def test_the_limit_of_failures_does_not_trust_the_wall_clock(make_door) -> None:
+    door = make_door(at_once=1, per_minute=6)
     door.create()
     door.refused("wrong")
     for jump in (-1e9, 1e9):
@@ -279,7 +288,7 @@ def test_a_store_that_cannot_be_read_is_no_wrong_key(door) -> None:
     assert "required" in door.refused(None)
     assert "not an API key" in door.refused("wrong")
     # A server that has seen no key yet cannot know that there is none.
-    fresh = Authenticator(KeyView(door.directory), door.clock, door.failures)
+    fresh = Authenticator(door.view, door.clock, door.failures)
     with pytest.raises(StoreError):
         fresh.authenticate(None, HERE)
 

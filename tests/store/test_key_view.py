@@ -1,5 +1,6 @@
 """What the server sees of the keys while others write, remove and damage the file."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -194,7 +195,8 @@ def test_a_file_that_turns_read_only_is_read_on(view, tmp_path) -> None:
         path.chmod(0o500 if path.is_dir() else 0o400)
     try:
         assert seen(view, unused) == unused
-        assert seen(KeyView(tmp_path), used) == used
+        with contextlib.closing(KeyView(tmp_path)) as other:
+            assert seen(other, used) == used
     finally:
         tmp_path.chmod(0o700)
 
