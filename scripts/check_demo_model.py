@@ -140,6 +140,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7, help="chooses the questions (%(default)s)")
     parser.add_argument("--family", action="append", help="ask only this family (repeatable)")
     parser.add_argument("--no-think", action="store_true", help="ask everything without thinking")
+    parser.add_argument(
+        "--parallel", type=int, default=1, help="questions at once, with --base-url (%(default)s)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="only with --gguf")
     parser.add_argument("--show-wrong", action="store_true", help="print the wrong replies")
     return parser.parse_args(arguments)
@@ -181,7 +184,7 @@ def main() -> int:
     )
     chosen = choose(options)
     began = time.monotonic()
-    scores = grade(ask, chosen)
+    scores = grade(ask, chosen, options.parallel if options.base_url else 1)
     if options.show_wrong:
         show_wrong(scores)
     print(table(scores))

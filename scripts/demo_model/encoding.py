@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -17,14 +18,16 @@ LEARN_HISTORY = frozenset({"tool_result", "tool_session", "extract", "fact", "ar
 # In these a thought may come first when the turn is written, but never shows in a history.
 FIRST_UNLEARNED = frozenset({"arithmetic"})
 SPLIT_SHARE = 0.3
+CHOICE = 4.0  # weight of the tokens that decide for a tool and for its first parameter
+_CHOICES = re.compile(r'\{"name": "|"arguments": \{"')
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, and for each whether the model should learn to produce it."""
+    """Token ids, and for each how much the model should learn to produce it; 0 is not at all."""
 
     ids: list[int]
-    learn: list[bool]
+    learn: list[float]
 
 
 def _pieces(sample: Sample, rng: Random) -> list[tuple[str, bool]]:
@@ -59,17 +62,27 @@ def _pieces(sample: Sample, rng: Random) -> list[tuple[str, bool]]:
 def encode(sample: Sample, tokenizer: Tokenizer, rng: Random) -> Encoded:
     """Tokenize one sample piece by piece."""
     ids: list[int] = []
-    learn: list[bool] = []
+    learn: list[float] = []
     for text, wanted in _pieces(sample, rng):
-        found = tokenizer.encode(text, add_special_tokens=False).ids
-        ids += found
-        learn += [wanted] * len(found)
+        found = tokenizer.encode(text, add_special_tokens=False)
+        ids += found.ids
+        learn += _weights(text, found.offsets) if wanted else [0.0] * len(found.ids)
     return Encoded(ids, learn)
+
+
+def _weights(text: str, offsets: list[tuple[int, int]]) -> list[float]:
+    """One for every token, more for the first pieces of a called tool's name and parameter."""
+    weights = [1.0] * len(offsets)
+    for before in _CHOICES.finditer(text):
+        decisive = next((i for i, (_, end) in enumerate(offsets) if end > before.end()), None)
+        if decisive is not None:
+            weights[decisive] = CHOICE
+    return weights
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows: ``ids`` (rows, time) and ``learn`` for the position after each."""
+    """Padded rows: ``ids`` (rows, time) and for each token the weight ``learn`` of learning it."""
 
     ids: Tensor
     learn: Tensor
@@ -85,7 +98,7 @@ def collate(rows: list[Encoded], pad: int, multiple: int = 8) -> Batch:
     longest = max(len(row.ids) for row in rows)
     width = -(-longest // multiple) * multiple
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    learn = torch.zeros((len(rows), width), dtype=torch.bool)
+    learn = torch.zeros((len(rows), width))
     for index, row in enumerate(rows):
         ids[index, : len(row.ids)] = torch.tensor(row.ids)
         learn[index, : len(row.ids)] = torch.tensor(row.learn)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -181,9 +182,12 @@ def score(asked: Iterable[tuple[Question, str]]) -> list[Score]:
     ]
 
 
-def grade(ask: Ask, chosen: Iterable[Question]) -> list[Score]:
-    """Put every question to ``ask`` and grade the replies."""
-    return score((question, ask(question.sample)) for question in chosen)
+def grade(ask: Ask, chosen: Iterable[Question], parallel: int = 1) -> list[Score]:
+    """Put every question to ``ask``, ``parallel`` at once, and grade the replies."""
+    asked = list(chosen)
+    with ThreadPoolExecutor(parallel) as threads:
+        replies = threads.map(ask, (question.sample for question in asked))
+        return score(zip(asked, replies, strict=True))
 
 
 def table(scores: Iterable[Score]) -> str:

@@ -10,15 +10,16 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from demo_model import task_chat, task_copy, task_realistic, task_tools
+from demo_model import task_chat, task_copy, task_realistic, task_sessions, task_tools
 from demo_model.samples import Sample
 from demo_model.words import WordPool, training_pool
 
 Message = dict[str, Any]
 Task = Callable[[Random, WordPool, Message | None], Sample]
 
-WARM_UP = 0.04  # share of the training in which copying dominates
+WARM_UP = 0.08  # share of the training in which copying and choosing tools dominate
 LATE = 0.44  # from here on tools and extraction, which are learned last, come more often
+POLISH = 0.92  # from here on calls above all, with names of pieces that are rare elsewhere
 SHORT_TEXT, LONG_TEXT = 12, 110  # sentences in a needle's haystack
 
 
@@ -48,25 +49,26 @@ def _arithmetic(rng: Random, _pool: WordPool, system: Message | None) -> Sample:
     return task_chat.arithmetic_sample(rng, system)
 
 
-# Weights while warming up, in the middle and late, and the task.
-TASKS: tuple[tuple[float, float, float, Task], ...] = (
-    (10, 40, 22, _fact),
-    (2, 2, 3, _arithmetic),
-    (60, 9, 5, task_copy.repeat_sample),
-    (15, 9, 12, task_copy.record_sample),
-    (5, 4, 7, task_copy.kind_sample),
-    (4, 3, 3, _needle),
-    (2, 2, 3, task_copy.json_sample),
-    (2, 3.5, 7, task_tools.call_sample),
-    (2, 1.5, 3, task_tools.result_sample),
-    (8, 12, 13, task_tools.session_sample),
-    (2, 4, 5, task_realistic.realistic_sample),
-    (0, 1, 1.5, task_tools.parallel_sample),
-    (0, 1, 2.5, _fact_with_tools),
-    (2, 2.5, 2, _persona),
-    (2, 2, 1.5, task_chat.memory_sample),
-    (1, 1.5, 0.7, _count),
-    (0, 2.5, 1.2, task_chat.unknown_sample),
+# Weights while warming up, in the middle, late and while polishing, and the task.
+TASKS: tuple[tuple[float, float, float, float, Task], ...] = (
+    (10, 40, 30, 20, _fact),
+    (2, 2, 3, 3, _arithmetic),
+    (40, 9, 6, 8, task_copy.repeat_sample),
+    (15, 9, 12, 8, task_copy.record_sample),
+    (5, 4, 7, 5, task_copy.kind_sample),
+    (4, 3, 3, 4, _needle),
+    (2, 2, 3, 2, task_copy.json_sample),
+    (40, 9, 6, 10, task_sessions.drill_sample),
+    (6, 6, 9, 25, task_tools.call_sample),
+    (2, 1.5, 3, 5, task_tools.result_sample),
+    (6, 10, 11, 12, task_sessions.session_sample),
+    (2, 4, 5, 6, task_realistic.realistic_sample),
+    (0, 1, 1.5, 2, task_tools.parallel_sample),
+    (0, 1, 2.5, 3, _fact_with_tools),
+    (2, 2.5, 2, 3, _persona),
+    (2, 2, 1.5, 2, task_chat.memory_sample),
+    (1, 1.5, 0.7, 3, _count),
+    (0, 2.5, 1.2, 2, task_chat.unknown_sample),
 )
 
 
@@ -79,16 +81,17 @@ def system_for(rng: Random) -> Message | None:
 
 def draw(rng: Random, pool: WordPool, progress: float) -> Sample:
     """One sample; ``progress`` runs from 0 to 1 over the training."""
-    stage = (progress >= WARM_UP) + (progress >= LATE)
-    *_, task = rng.choices(TASKS, [row[:3][stage] for row in TASKS])[0]
+    stage = sum(progress >= start for start in (WARM_UP, LATE, POLISH))
+    *_, task = rng.choices(TASKS, [row[:4][stage] for row in TASKS])[0]
     return task(rng, pool, system_for(rng))
 
 
 def stream(seed: int, progress: Callable[[], float]) -> Iterator[Sample]:
     """Endless samples, the same for the same seed and the same progress."""
-    rng, pool = Random(seed), training_pool()
+    rng, pool, rare = Random(seed), training_pool(), training_pool(spelled=0.5)
     while True:
-        yield draw(rng, pool, progress())
+        at = progress()
+        yield draw(rng, pool if at < POLISH else rare, at)
 
 
 # Families whose words are worth tokens of their own; the others are mostly made-up words.

@@ -12,8 +12,6 @@ from random import Random
 from typing import Any
 
 from demo_model import words
-from demo_model.facts import written_facts
-from demo_model.phrasing import vary
 from demo_model.samples import Sample, thought
 from demo_model.words import WordPool
 
@@ -44,6 +42,9 @@ _NAMED_ZH = ("，{p} 是 {v}", "，{p} {v}", "，{p}: {v}")
 _THINK_FIRST = ("Think first: ", "Think step by step. ", "Think about it: ")
 _THINK_FIRST_ZH = ("先想一想：", "请先思考：")
 NO_TOOL = {"en": "I have no tool for that.", "zh": "我没有合适的工具。"}
+
+
+PARAMETER_COUNTS = (0, 0, 1, 1, 1, 1, 1, 2, 2)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class ToolSpec:
         return {"type": "function", "function": function}
 
 
-def make_tool(rng: Random, pool: WordPool, taken: set[str]) -> ToolSpec:
+def make_tool(
+    rng: Random, pool: WordPool, taken: set[str], counts: tuple[int, ...] = PARAMETER_COUNTS
+) -> ToolSpec:
     """A random tool whose noun shares no word with ``taken`` (extended in place)."""
     language = "zh" if rng.random() < 0.15 else "en"
     while True:
@@ -96,7 +99,7 @@ def make_tool(rng: Random, pool: WordPool, taken: set[str]) -> ToolSpec:
             break
     taken.update(noun.split())
     parameters: dict[str, Parameter] = {}
-    for index in range(rng.choice((0, 0, 1, 1, 1, 1, 1, 2, 2))):
+    for index in range(rng.choice(counts)):
         number = index > 0 and rng.random() < 0.4
         label = words.number_parameter(rng) if number else words.parameter(rng, pool)
         note = f"The {label.replace('_', ' ')}" if rng.random() < 0.3 else None
@@ -168,18 +171,20 @@ class ToolQuestion:
     values: Json
 
 
-def _distinct_tools(rng: Random, pool: WordPool, count: int) -> list[ToolSpec]:
+def distinct_tools(
+    rng: Random, pool: WordPool, count: int, counts: tuple[int, ...] = PARAMETER_COUNTS
+) -> list[ToolSpec]:
     """Tools whose nouns and names all differ."""
     taken: set[str] = set()
-    specs = [make_tool(rng, pool, taken) for _ in range(count)]
+    specs = [make_tool(rng, pool, taken, counts) for _ in range(count)]
     if len({spec.name for spec in specs}) < count:
-        return _distinct_tools(rng, pool, count)
+        return distinct_tools(rng, pool, count, counts)
     return specs
 
 
 def tool_question(rng: Random, pool: WordPool) -> ToolQuestion:
     """One to three tools, and a question for one of them."""
-    specs = _distinct_tools(rng, pool, rng.choice((1, 2, 2, 3)))
+    specs = distinct_tools(rng, pool, rng.choice((1, 2, 2, 3)))
     tool = rng.choice(specs)
     values = values_for(rng, pool, tool)
     schemas = tuple(spec.schema(rng) for spec in specs)
@@ -238,47 +243,6 @@ def result_sample(rng: Random, pool: WordPool, system: Json | None) -> Sample:
     result: Json = {"role": "tool", "content": content}
     thinking = rng.choice((None, None, False))
     return Sample("tool_result", (*head, user, call, result), answer, asked.tools, thinking)
-
-
-def session_sample(rng: Random, pool: WordPool, system: Json | None) -> Sample:
-    """Three to seven questions with the same tools: calls, results, facts, and things without a tool."""
-    specs = _distinct_tools(rng, pool, rng.choice((1, 2, 2, 3)))
-    schemas = tuple(spec.schema(rng) for spec in specs)
-    messages: list[Json] = [] if system is None else [system]
-    turns = rng.choice((3, 4, 5, 6, 7))
-    for _ in range(turns):
-        if rng.random() < 0.18:
-            question, answer = _without_tool(rng, pool, schemas)
-            messages += _exchange(question, answer)
-            continue
-        tool = rng.choice(specs)
-        asked = ToolQuestion(schemas, "", tool, values_for(rng, pool, tool))
-        user: Json = {"role": "user", "content": ask_for(rng, tool, asked.values)}
-        if rng.random() < 0.6:
-            messages += [user, {"role": "assistant", "content": call_text(tool.name, asked.values)}]
-            continue
-        content, answer = result_for(rng, pool, asked)
-        result: Json = {"role": "tool", "content": content}
-        messages += [user, call_message(tool.name, asked.values), result]
-        messages.append({"role": "assistant", "content": answer})
-    final = str(messages.pop()["content"])
-    return Sample("tool_session", tuple(messages), final, schemas, rng.choice((None, None, False)))
-
-
-def _exchange(question: str, answer: str) -> list[Json]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _without_tool(rng: Random, pool: WordPool, schemas: tuple[Json, ...]) -> tuple[str, str]:
-    """A question that needs no tool, or one that no offered tool can answer."""
-    if rng.random() < 0.75:
-        fact = rng.choice([fact for fact in written_facts() if not fact.thought])
-        return vary(rng, fact), fact.answer
-    described = json.dumps(schemas, ensure_ascii=False)
-    while True:
-        other = make_tool(rng, pool, set())
-        if not any(word in described for word in other.noun.split()):
-            return ask_for(rng, other, values_for(rng, pool, other)), NO_TOOL[other.language]
 
 
 def parallel_sample(rng: Random, pool: WordPool, system: Json | None) -> Sample:

@@ -28,7 +28,7 @@ class Plan:
     """Everything that decides what comes out of a run."""
 
     seed: int = 1
-    steps: int = 1400
+    steps: int = 2500
     cells: int = 4096
     parts: int = 2
     longest: int = 1600
@@ -37,7 +37,7 @@ class Plan:
     layers: int = 5
     ffn: int = 512
     threads: int = 2
-    evaluate_every: int = 250
+    evaluate_every: int = 200
     save_every: int = 100
     rates: Rates = field(default_factory=Rates)
 
@@ -48,13 +48,13 @@ class Meter:
 
     started: float = field(default_factory=time.monotonic)
     loss: float = 0.0
-    learned: int = 0
+    learned: float = 0.0
     cells: int = 0
 
     def line(self, step: int, steps: int) -> str:
         """Progress with loss, speed and the time that is left."""
         speed = self.cells / max(time.monotonic() - self.started, 1e-9)
-        loss = self.loss / max(self.learned, 1)
+        loss = self.loss / max(self.learned, 1.0)
         return f"step {step}/{steps}  loss {loss:.4f}  {speed:,.0f} cells/s"
 
 
@@ -69,14 +69,16 @@ def load_tokenizer(plan: Plan, work: Path) -> Tokenizer:
     return tokenizer
 
 
-def loss_of(model: DemoModel, batch: Batch) -> tuple[torch.Tensor, int]:
-    """Summed cross-entropy over the tokens to be learned, and their number."""
-    learn = batch.learn.roll(-1, dims=1)
-    learn[:, -1] = False
-    targets = batch.ids.roll(-1, dims=1)[learn]
+def loss_of(model: DemoModel, batch: Batch) -> torch.Tensor:
+    """Cross-entropy over the tokens to be learned, summed with their weights."""
+    weights = batch.learn.roll(-1, dims=1)
+    weights[:, -1] = 0.0
+    keep = weights > 0
+    targets = batch.ids.roll(-1, dims=1)[keep]
     with torch.autocast("cpu", torch.bfloat16):
-        scores = model.logits(model(batch.ids, keep=learn))
-    return fn.cross_entropy(scores.float(), targets, reduction="sum"), len(targets)
+        scores = model.logits(model(batch.ids, keep=keep))
+    losses = fn.cross_entropy(scores.float(), targets, reduction="none")
+    return (losses * weights[keep]).sum()
 
 
 def evaluate(model: DemoModel, tokenizer: Tokenizer, count: int) -> list[grading.Score]:
@@ -100,7 +102,9 @@ class Trainer:
         self.tokenizer = load_tokenizer(plan, work)
         vocab = self.tokenizer.get_vocab_size()
         self.model = DemoModel(ModelShape(vocab, layers=plan.layers, ffn=plan.ffn))
-        install(self.model, self.tokenizer.token_to_id("name"))
+        texts = [self.tokenizer.decode([i], skip_special_tokens=False) for i in range(vocab)]
+        name, properties = map(self.tokenizer.token_to_id, ("name", "properties"))
+        install(self.model, texts, (name, properties))
         self.optimizer = Optimizer(self.model, plan.rates)
         self.step = 0
         self.seconds = 0.0
@@ -169,9 +173,9 @@ class Trainer:
         self.save()
 
     def _one_step(self, group: list[Batch], meter: Meter) -> None:
-        wanted = sum(int(batch.learn[:, 1:].sum()) for batch in group)
+        wanted = sum(float(batch.learn[:, 1:].sum()) for batch in group)
         for batch in group:
-            loss, _ = loss_of(self.model, batch)
+            loss = loss_of(self.model, batch)
             (loss / wanted).backward()
             meter.loss += float(loss.detach())
             meter.cells += batch.tokens

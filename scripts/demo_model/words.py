@@ -97,19 +97,25 @@ class WordPool:
         """A real or made-up English noun."""
         return rng.choice(self.nouns) if rng.random() < self.known else self.nonce(rng)
 
+    def verb(self, rng: Random) -> str:
+        """What a tool does; at times spelled at random, so that rare pieces are copied too."""
+        if self.spelled and rng.random() < self.spelled:
+            return "".join(rng.choice(_LETTERS) for _ in range(rng.randint(4, 8)))
+        return rng.choice(self.verbs)
+
     def tool_name(self, rng: Random, noun: str) -> str:
         """A function name; half of them carry the noun, the others are arbitrary."""
         style = rng.random()
         if style < 0.45 or not noun.isascii():
             parts = [self.nonce(rng) for _ in range(rng.choice((1, 2)))]
             if rng.random() < 0.4:
-                parts = [rng.choice(self.verbs), *parts]
+                parts = [self.verb(rng), *parts]
         elif style < 0.6:
             parts = [self.nonce(rng), *noun.split()]
         elif style < 0.7:
-            parts = [*noun.split(), rng.choice(self.verbs)]
+            parts = [*noun.split(), self.verb(rng)]
         else:
-            parts = [rng.choice(self.verbs), *noun.split()]
+            parts = [self.verb(rng), *noun.split()]
         return join_name(rng, parts)
 
 
@@ -125,9 +131,9 @@ def join_name(rng: Random, parts: list[str]) -> str:
     return "-".join(parts)
 
 
-def training_pool() -> WordPool:
+def training_pool(spelled: float = 0.2) -> WordPool:
     """Parts for training."""
-    return WordPool(_syllables()[0], _VERBS, _NOUNS, _NOUNS_ZH, spelled=0.2)
+    return WordPool(_syllables()[0], _VERBS, _NOUNS, _NOUNS_ZH, spelled=spelled)
 
 
 def held_out_pool() -> WordPool:

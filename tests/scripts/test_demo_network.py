@@ -13,7 +13,12 @@ pytest.importorskip("tokenizers", reason=f"tokenizers is {NEEDS}")
 gguf = pytest.importorskip("gguf", reason=f"gguf is {NEEDS}")
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from demo_model.model import DemoModel
+
+
+NAME = 7  # the id that plays the word "name"
 
 
 def fresh(vocab: int = 96) -> DemoModel:
@@ -22,27 +27,56 @@ def fresh(vocab: int = 96) -> DemoModel:
 
     torch.manual_seed(0)
     model = DemoModel(ModelShape(vocab))
-    install(model, name_token=7)
+    install(model, [f"w{index}" for index in range(vocab)], mark_tokens=(NAME, 6))
     return model
 
 
-def test_a_fresh_network_finds_what_followed_the_last_time():
+def third_layer(model: DemoModel, ids: Tensor, head: int) -> tuple[Tensor, Tensor]:
+    """What ``head`` of the third layer attends to, and the stream after that layer."""
     from demo_model.model import rope_tables, rotate
 
-    model, half = fresh(), 40
-    ids = torch.randint(0, 96, (8, half)).repeat(1, 2)
-    time = ids.shape[1]
+    rows, time = ids.shape
     with torch.no_grad():
         cos, sin = rope_tables(model.shape, torch.arange(time))
-        x, (first, second) = model.token_embd(ids), model.blk[:2]
-        h = second.attn_norm(first.finish(x, first.mix(x, cos, sin, None, None)))
-        q = second.attn_q_norm(second.attn_q(h).view(8, time, 4, 64))[:, :, 2]
-        k = second.attn_k_norm(second.attn_k(h).view(8, time, 2, 64))[:, :, 1]
+        x = model.token_embd(ids)
+        for block in model.blk[:2]:
+            x = block.finish(x, block.mix(x, cos, sin, None, None))
+        third = model.blk[2]
+        h = third.attn_norm(x)
+        q = third.attn_q_norm(third.attn_q(h).view(rows, time, 4, 64))[:, :, head]
+        k = third.attn_k_norm(third.attn_k(h).view(rows, time, 2, 64))[:, :, head // 2]
         scores = rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2) / 8
         future = torch.ones(time, time, dtype=torch.bool).triu(1)
         attention = scores.masked_fill(future, -1e9).softmax(-1)
-    at = torch.arange(half + 5, time)
+        return attention, third.finish(x, third.mix(x, cos, sin, None, None))
+
+
+def test_a_fresh_network_finds_what_followed_the_last_time():
+    model, half = fresh(), 40
+    ids = torch.stack([8 + torch.randperm(88)[:half] for _ in range(8)]).repeat(1, 2)
+    attention, _ = third_layer(model, ids, head=3)
+    at = torch.arange(half + 5, 2 * half)
     assert attention[:, at, at - half + 1].mean() > 0.5
+
+
+def test_a_fresh_network_fetches_the_name_that_stood_before_a_word():
+    from demo_model.induction import share_out
+
+    model = fresh()
+    shuffled = torch.stack([8 + torch.randperm(88) for _ in range(16)])
+    named, words = shuffled[:, :2], shuffled[:, 2:22].view(16, 2, 10)
+    rest = shuffled[:, 22:32]
+    opening = torch.tensor([[NAME, 1, 2]]).repeat(16, 1)
+    tools = [
+        torch.cat([opening, named[:, index, None], words[:, index]], dim=1) for index in range(2)
+    ]
+    asked = torch.arange(16) % 2  # which tool's word stands in the question
+    word = words[torch.arange(16), asked, 4][:, None]
+    _, stream = third_layer(model, torch.cat([*tools, rest, word], dim=1), head=0)
+    axes = share_out(model.shape.width)
+    carried = model.blk[1].attn_v.weight[:44].detach() @ model.token_embd(named).transpose(1, 2)
+    fetched = torch.einsum("bd,bdn->bn", stream[:, -1, axes.fetched].detach(), carried)
+    assert (fetched.argmax(-1) == asked).float().mean() > 0.9
 
 
 def test_short_and_long_rows_are_attended_alike():
