@@ -17,6 +17,7 @@ from server.catalog.plan import (
     RopeWish,
     Wishes,
     check_context,
+    check_experts,
     choose,
     gib,
     read_shape,
@@ -60,8 +61,9 @@ class Group:
 
     @property
     def model(self) -> ModelSettings:
-        """The weights; equal for all members."""
-        return self.members[0].model
+        """The weights; equal for all members, `n_gpu_layers` as those say who name it."""
+        models = [member.model for member in self.members]
+        return next((one for one in models if one.n_gpu_layers != "auto"), models[0])
 
     @property
     def engine(self) -> EngineSettings:
@@ -92,10 +94,19 @@ class Sized:
 
 
 def grouped(wanted: Sequence[Wanted], memory: Memory) -> list[Group]:
-    """Put together what can share weights and slots: same files, same sizes but for `n_ctx`."""
+    """Put together what can share weights and slots: same files, same sizes but for `n_ctx`.
+
+    On a card, `all`, any number that counts all layers, and `auto` beside them are the same wish.
+    """
     groups: dict[object, list[Wanted]] = {}
-    for one in wanted:
-        groups.setdefault(_key(one, memory), []).append(one)
+    named = [_with_layers(one) if memory.has_gpu else one for one in wanted]
+    whole = {_key(one, memory) for one in named if one.model.n_gpu_layers == "all"}
+    for one in named:
+        key = _key(one, memory)
+        if one.model.n_gpu_layers == "auto":
+            joined = _key(_layers(one, "all"), memory)
+            key = joined if joined in whole else key
+        groups.setdefault(key, []).append(one)
     made = [Group(tuple(members)) for members in groups.values()]
     _warn_of_copies(made)
     return made
@@ -109,8 +120,9 @@ def sized(groups: Sequence[Group], memory: Memory) -> list[Sized]:
     found: dict[str, Sized] = {}
     left = memory
     for group in sorted(groups, key=_has_auto):
+        shape = _checked_shape(group)
         with naming(group.name):
-            found[group.name] = one = _size(group, memory, left)
+            found[group.name] = one = _size(group, shape, memory, left)
         left = _less(left, one.footprint)
     return [found[group.name] for group in groups]
 
@@ -120,6 +132,20 @@ def budget_of(memory: Memory) -> Budget:
     if not memory.has_gpu:
         return Budget(gpu=None, cpu=memory.cpu_available)
     return Budget(gpu=max(0, memory.gpu_limit - memory.cuda_context), cpu=memory.cpu_available)
+
+
+def _with_layers(one: Wanted) -> Wanted:
+    """Return `one` with a number that counts all layers of the model written as `all`."""
+    asked = one.model.n_gpu_layers
+    if not isinstance(asked, int) or asked == 0:
+        return one
+    with naming(one.name):
+        shape = read_shape(check_parts(one.model.path))
+    return _layers(one, "all") if asked > shape.n_layer else one
+
+
+def _layers(one: Wanted, layers: Literal["all"]) -> Wanted:
+    return replace(one, model=one.model.model_copy(update={"n_gpu_layers": layers}))
 
 
 def _key(one: Wanted, memory: Memory) -> object:
@@ -149,11 +175,21 @@ def _has_auto(group: Group) -> bool:
     return "auto" in (engine.slots, engine.n_ctx, engine.kv_cells, engine.kv_type)
 
 
-def _size(group: Group, memory: Memory, left: Memory) -> Sized:
-    shape = read_shape(check_parts(group.model.path))
+def _checked_shape(group: Group) -> ModelShape:
+    """Read the shape, and hold each member's own wishes against it, before anything is proposed."""
+    with naming(group.name):
+        shape = read_shape(check_parts(group.model.path))
+    for member in group.members:
+        engine, moe = member.engine, member.model.n_cpu_moe
+        with naming(member.name):
+            if engine.n_ctx != "auto" and "n_ctx" in engine.model_fields_set:
+                check_context(shape, engine.n_ctx, _rope(member.model))
+            check_experts(shape, moe)
+    return shape
+
+
+def _size(group: Group, shape: ModelShape, memory: Memory, left: Memory) -> Sized:
     wishes = _wishes(group, shape)
-    if isinstance(wishes.n_ctx, int):  # before anything of that length is proposed
-        check_context(shape, wishes.n_ctx, _rope(group.model))
     choice = choose(shape, wishes, left) if _has_auto(group) else Choice(None)
     if choice.best is None:
         choice = choose(shape, wishes, memory)

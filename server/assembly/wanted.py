@@ -27,6 +27,8 @@ from server.settings.relations import Conflicts
 
 log = logging.getLogger(__name__)
 
+_OF_WEIGHTS = ("n_gpu_layers", "n_cpu_moe", "adapter", "adapter_scale")
+
 Fetch = Callable[[str], Path]
 """Finds the file of a model by path, catalogue name or hub reference; may download it."""
 
@@ -90,6 +92,8 @@ class _Reader:
         said = {} if modelfile is None else _said(modelfile)
         # Whoever starts the server decides over the Modelfile that is started.
         over_model = {key: value for key, value in said.items() if key not in written}
+        for key in {"adapter", "adapter_scale"} & written:
+            over_model[key] = getattr(settings.model, key)
         over_engine = {key: value for key, value in said.items() if key not in chosen}
         template = _chat_template(settings)
         if template is None and modelfile is not None:
@@ -128,17 +132,25 @@ class _Reader:
         adapter, scale = base.adapter, base.adapter_scale
         if modelfile is not None:
             adapter, scale = None, modelfile.adapter_scale
-            if modelfile.adapter is not None:
-                adapter = self._fetch(modelfile.adapter)
+            if modelfile.adapter is not None and "adapter" not in said:
+                adapter = self._adapter(modelfile.adapter, modelfile.adapter_place)
         elif text != str(base.path):
             adapter = None  # it was made for the primary model
         changes = {
             "path": self._fetch(text if modelfile is None else modelfile.base),
             "adapter": adapter,
             "adapter_scale": scale,
-            **{key: said[key] for key in ("n_gpu_layers", "n_cpu_moe") if key in said},
+            **{key: said[key] for key in _OF_WEIGHTS if key in said},
         }
         return base.model_copy(update=changes)
+
+    def _adapter(self, text: str, place: str) -> Path:
+        """Find a Modelfile's adapter, and name the line that asks for it when there is none."""
+        path = Path(text)
+        with naming(f"{place}: ADAPTER"):
+            if path.is_absolute() and not path.is_file():
+                raise ConfigError(f"{path} does not exist. Give the path of a LoRA GGUF.")
+            return self._fetch(text)
 
     def _modelfile(self, text: str) -> Modelfile | None:
         """Read the Modelfile that `text` means, with everything that it is built on."""

@@ -83,13 +83,22 @@ def _add_fixed(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan. Raises ConfigError, ModelFileError or HubError."""
-    from server.catalog.plan import RopeWish, check_context, choose, read_shape, render, verdict
+    from server.catalog.plan import (
+        RopeWish,
+        check_context,
+        check_experts,
+        choose,
+        read_shape,
+        render,
+        verdict,
+    )
 
     settings = load_settings(options)
     wishes = _wishes(options)
     memory = _memory(options, settings)
     headers, name = _headers(options.model, settings, memory, wishes)
     shape = read_shape(headers)
+    check_experts(shape, wishes.n_cpu_moe)
     if isinstance(wishes.n_ctx, int):
         rope = settings.model.rope_scaling
         stretched = RopeWish(rope.type, rope.freq_base, rope.freq_scale, rope.orig_ctx)

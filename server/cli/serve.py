@@ -89,7 +89,7 @@ _DEFAULTS = {
     "data_dir": "~/.local/share/onegpu",
 }
 _MODEL = "model.path"
-_HUB = ("hf:", "hf.co/", "huggingface.co/", "https:")
+_HUB = ("hf:", "hf.co/", "huggingface.co/", "https:", "http:")
 
 
 def add_parser(commands: Commands) -> None:
@@ -152,7 +152,7 @@ def _is_path(model: Path) -> bool:
     """Tell a path from a catalogue name or hub reference, by its form or because it is there."""
     from server.catalog.modelfile import served_name
 
-    if str(model).startswith(_HUB):
+    if str(model).startswith(_HUB):  # `Path` makes one slash of two
         return False
     return model.exists() or model.suffix.lower() == ".gguf" or served_name(model) is not None
 

@@ -130,6 +130,40 @@ def test_layers_on_a_gpu_part_contexts_only_where_there_is_one(tmp_path) -> None
     assert len(grouped(names, CARD)) == 2
 
 
+def test_all_layers_in_whatever_words_are_one_context(tmp_path) -> None:
+    for name, layers in (("a", "all"), ("b", "999"), ("c", "2")):
+        modelfile(tmp_path, name, f"FROM {DEMO}\nPARAMETER num_gpu {layers}\n")
+    names = read(tmp_path, f"model: {{path: {DEMO}}}\nmodelfiles: {tmp_path}")
+    whole, two = sized(grouped(names, CARD), CARD)
+    assert [one.name for one in whole.group.members] == ["demo", "a", "b"]
+    assert (whole.sizes.n_gpu_layers, two.sizes.n_gpu_layers) == ("all", 2)
+    assert [one.group.name for one in sized(grouped(names[3:], CARD), CARD)] == ["c"]
+    assert len(grouped(names, PLENTY)) == 1
+
+
+def test_a_refusal_names_the_agent_that_asks(tmp_path) -> None:
+    path = modelfile(tmp_path, "long", f"FROM {DEMO}\nPARAMETER num_ctx 1000000\n")
+    names = read(tmp_path, f"model: {{path: {DEMO}}}\nmodels: {{long: {{from: {path}}}}}")
+    with pytest.raises(ConfigError, match=r"^long: n_ctx 1000000 is more"):
+        sized(grouped(names, PLENTY), PLENTY)
+
+
+def test_experts_that_a_dense_model_does_not_have_cannot_stay_behind(tmp_path) -> None:
+    path = write_model(tmp_path / "m.gguf", ModelSpec())
+    names = read(tmp_path, f"model: {{path: {path}, n_cpu_moe: 3}}")
+    with pytest.raises(ConfigError, match=r"m: n_cpu_moe is 3, but .* dense model"):
+        sized(grouped(names, PLENTY), PLENTY)
+
+
+def test_an_adapter_of_the_command_line_wins_over_the_modelfiles(tmp_path) -> None:
+    ours = write_adapter(tmp_path / "a.gguf", AdapterSpec(), ModelSpec())
+    path = modelfile(tmp_path, "docs", f"FROM {DEMO}\nADAPTER ./none.gguf\n")
+    (one,) = read(tmp_path, f"model: {{path: {path}, adapter: {ours}, adapter_scale: 0.5}}")
+    assert (one.model.adapter, one.model.adapter_scale) == (ours, 0.5)
+    with pytest.raises(ConfigError, match=r"docs.Modelfile:2:9: ADAPTER: .*none.gguf does not"):
+        read(tmp_path, f"model: {{path: {path}}}")
+
+
 def test_auto_sizes_are_chosen_and_what_cannot_fit_is_refused_with_what_would(tmp_path) -> None:
     names = read(tmp_path, f"model: {{path: {DEMO}}}\nengine: {{slots: auto, n_ctx: auto}}")
     (one,) = sized(grouped(names, CARD), CARD)

@@ -23,6 +23,8 @@ class Modelfile:
     """FROM: an absolute path, a catalogue name, a hub reference, or the name of another Modelfile."""
     adapter: str | None = None
     """ADAPTER: a LoRA GGUF, as an absolute path or as a URL or hub reference."""
+    adapter_place: str = ""
+    """Where ADAPTER stands, `file:line:column`, for messages."""
     adapter_scale: float = 1.0
     system: str | None = None
     """SYSTEM; empty text is a prompt that was taken away on purpose."""

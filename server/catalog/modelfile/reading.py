@@ -252,6 +252,7 @@ class _Reading:
         if not _REMOTE.match(located) and not _is_path(located):
             located = _absolute(self._folder / located)
         self._fields["adapter"] = located
+        self._fields["adapter_place"] = self.source.place(line.value_offset)
         if warning := check_adapter(self.source, line, located):
             self._warnings.append(warning)
 

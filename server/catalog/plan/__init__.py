@@ -6,7 +6,7 @@ allocates.
 """
 
 from server.catalog.plan.choosing import Choice, choose, gib
-from server.catalog.plan.context import RopeWish, check_context
+from server.catalog.plan.context import RopeWish, check_context, check_experts
 from server.catalog.plan.measured import Allocated, Difference, compare, describe
 from server.catalog.plan.planning import Memory, Plan, Wishes, plan
 from server.catalog.plan.reading import read_shape
@@ -24,6 +24,7 @@ __all__ = [
     "RopeWish",
     "Wishes",
     "check_context",
+    "check_experts",
     "choose",
     "compare",
     "describe",

@@ -1,4 +1,4 @@
-"""A context longer than the model was trained for needs positions to be stretched, on purpose."""
+"""Wishes that a model cannot meet, whatever the memory: longer contexts, experts it does not have."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ def check_context(shape: ModelShape, n_ctx: int, rope: RopeWish | None = None) -
         f"n_ctx {n_ctx} is more than the {trained} tokens that the model was trained for; beyond them answers "
         f"turn into noise. Set n_ctx to at most {trained}, or stretch positions: model.rope_scaling: "
         f"{{type: yarn, freq_scale: {_scale(original, n_ctx):g}, orig_ctx: {original}}}."
+    )
+
+
+def check_experts(shape: ModelShape, n_cpu_moe: int | str) -> None:
+    """Raise `ConfigError` when experts are to stay in system memory, and the model has none."""
+    if n_cpu_moe in ("auto", 0) or shape.n_expert_layers:
+        return
+    raise ConfigError(
+        f"n_cpu_moe is {n_cpu_moe}, but {shape.name or shape.path} is a dense model: it has no experts to keep in "
+        "system memory. Leave n_cpu_moe out; n_gpu_layers moves whole layers."
     )
 
 
