@@ -23,6 +23,8 @@ class Card:
     """What nobody uses now, other processes' share taken off."""
     compute_capability: tuple[int, int]
     driver: str
+    bus_id: str = ""
+    """Place on the PCI bus as CUDA writes it, `0000:3b:00.0`."""
 
     @property
     def architecture(self) -> str:
@@ -96,7 +98,14 @@ def _read(library: Any, index: int, driver: str) -> Card:
         int(memory.free),
         (int(major), int(minor)),
         driver,
+        _bus_id(_text(library.nvmlDeviceGetPciInfo(handle).busId)),
     )
+
+
+def _bus_id(text: str) -> str:
+    """Write NVML's `00000000:3B:00.0` with CUDA's four digits of the domain."""
+    domain, _, place = text.lower().partition(":")
+    return f"{domain[-4:]}:{place}"
 
 
 def _text(value: str | bytes) -> str:

@@ -63,3 +63,25 @@ def test_the_card_is_planned_for_when_any_model_is_on_it(here) -> None:
     machine.refuse_cpu_build(on_cpu)
     assert machine.machine_memory(on_cpu, gpu_wanted=True).gpu_total == 24 * GIB
     assert not machine.machine_memory(on_cpu, gpu_wanted=False).has_gpu
+
+
+def test_of_several_cards_llama_cpps_own_order_counts(here, monkeypatch, caplog) -> None:
+    here(card=True)
+    cards = [
+        Card(at, name, total * GIB, free * GIB, (8, 6), "1", f"0000:{at:02x}:00.0")
+        for at, name, total, free in ((0, "small", 8, 7), (1, "busy", 24, 1), (2, "large", 80, 79))
+    ]
+    monkeypatch.setattr(machine, "read_cards", lambda: cards)
+    # The fastest comes first, and the busy one is hidden.
+    monkeypatch.setattr(machine, "llama_bus_ids", lambda: ["0000:02:00.0", "0000:00:00.0"])
+    names = [
+        machine.machine_memory(settings(model={"main_gpu": at}), gpu_wanted=True).gpu_name
+        for at in (0, 1)
+    ]
+    assert names == ["large", "small"]
+    with pytest.raises(ConfigError, match=r"main_gpu is 2, but llama\.cpp sees 2 GPUs"):
+        machine.machine_memory(settings(model={"main_gpu": 2}), gpu_wanted=True)
+    assert not caplog.records
+    monkeypatch.setattr(machine, "llama_bus_ids", list)
+    assert machine.machine_memory(settings(), gpu_wanted=True).gpu_name == "busy"
+    assert "planning for the one with the least free memory" in caplog.text

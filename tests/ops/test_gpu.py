@@ -47,13 +47,16 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, _handle):  # noqa: N802
         return SimpleNamespace(total=24 * GIB, free=20 * GIB, used=4 * GIB)
 
+    def nvmlDeviceGetPciInfo(self, handle):  # noqa: N802
+        return SimpleNamespace(busId=f"00000000:{0x3A + handle:02X}:00.0")
+
     def nvmlDeviceGetCudaComputeCapability(self, _handle):  # noqa: N802
         return (8, 6)
 
 
 def test_a_card_is_read():
     nvml = FakeNvml()
-    card = Card(0, "NVIDIA GeForce RTX 3090", 24 * GIB, 20 * GIB, (8, 6), "550.54")
+    card = Card(0, "NVIDIA GeForce RTX 3090", 24 * GIB, 20 * GIB, (8, 6), "550.54", "0000:3a:00.0")
     assert read_cards(nvml) == [card]
     assert card.architecture == "86"
     assert nvml.open == 0
