@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,8 @@ from server.core.errors import ModelFileError
 
 Fetch = Callable[[str, int, int], tuple[bytes, int | None]]
 """Bytes of a file from one place up to another (not included), and the file's size where it is known."""
+
+_LOG = logging.getLogger(__name__)
 
 MOST_BYTES = 20 * 10**6
 """Read of one model at most. A vocabulary of 150,000 tokens with its merges takes 6 MB."""
@@ -97,7 +100,8 @@ class _PlannedChooser:
         self._hub = hub
         self._memory = memory
         self._wishes = wishes
-        self._shapes: dict[Candidate, ModelShape] = {}
+        self._shapes: dict[Candidate, ModelShape | None] = {}
+        self._unsound: ModelFileError | None = None
 
     def choose(self, found: Sequence[Candidate]) -> Chosen:
         listed = eligible(found)
@@ -112,7 +116,10 @@ class _PlannedChooser:
                 best = self._best(candidate, wishes)
                 if best is not None:
                     return Chosen(candidate, _why(candidate, best))
-        smallest = listed[-1]
+        sound = [c for c in listed if c not in self._shapes or self._shapes[c] is not None]
+        if not sound and self._unsound is not None:
+            raise self._unsound
+        smallest = sound[-1]
         reason = f"even the smallest, {smallest.quant} ({size_text(smallest.size)}), leaves no room"
         return Chosen(smallest, reason, fits=False)
 
@@ -125,9 +132,19 @@ class _PlannedChooser:
         room = memory.gpu_limit + _INPUT_LAYER if wishes.n_gpu_layers == "all" else everywhere
         if room is not None and candidate.size > room:
             return None
+        shape = self._shape(candidate)
+        return None if shape is None else choose(shape, wishes, memory).best
+
+    def _shape(self, candidate: Candidate) -> ModelShape | None:
+        """Read a candidate once; None, and a warning, for one whose header is not sound."""
         if candidate not in self._shapes:
-            self._shapes[candidate] = read_shape(read_candidate(self._hub, candidate))
-        return choose(self._shapes[candidate], wishes, memory).best
+            try:
+                shape = read_shape(read_candidate(self._hub, candidate))
+            except ModelFileError as error:
+                _LOG.warning("%s is left out of the choice: %s", candidate.quant, error)
+                shape, self._unsound = None, self._unsound or error
+            self._shapes[candidate] = shape
+        return self._shapes[candidate]
 
 
 def _target(wishes: Wishes) -> Wishes:

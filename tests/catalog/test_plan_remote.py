@@ -201,3 +201,18 @@ def serve_quants(server, folder, layers_of: dict[str, int]):
         shapes[quant] = read_shape(read_header(path))
     server.add("o/r", files)
     return shapes, hub_of(server)
+
+
+def test_an_unreadable_header_costs_no_more_than_its_own_file(hub_server, tmp_path, caplog):
+    path = write_header(tmp_path / "m-Q4_K_M.gguf", SMALL)
+    data = path.read_bytes()
+    broken = b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60) + data[24:]
+    hub_server.add("o/r", {"m-Q8_0.gguf": broken + bytes(64), path.name: data})
+    hub = hub_of(hub_server)
+    choose_among = planned_chooser(hub, Memory(cpu_available=64 * GIB), Wishes())
+    chosen = choose_among(candidates(hub.listing("o/r")))
+    assert chosen.candidate.quant == "Q4_K_M"
+    assert "Q8_0 is left out of the choice" in caplog.text
+    hub_server.add("o/bad", {"m-Q8_0.gguf": broken})
+    with pytest.raises(ModelFileError):
+        planned_chooser(hub, Memory(), Wishes())(candidates(hub.listing("o/bad")))
