@@ -258,7 +258,8 @@ def test_a_model_that_is_being_loaded_is_asked_again(server):
     told = b"data: " + json.dumps(loading).encode() + b"\n\n"
     server.chats((503, loading), [b": queued 1/1\n\n", told], says("ok"))
     server.retry_after = "7"
-    screen, pauses = Screen(), []
+    screen = Screen()
+    pauses: list[float] = []
 
     status = Repl(
         Client(server.url), Conversation("m"), Terminal(screen, screen), sleep=pauses.append
