@@ -24,7 +24,7 @@ from server.catalog.plan import (
 )
 from server.core.errors import ConfigError
 from server.gateway.memory import Budget, Footprint
-from server.llama.adapter import adapter_bytes, adapter_compute_bytes
+from server.llama.adapter import adapter_bytes, adapter_compute_bytes, check_adapter
 from server.settings import EngineSettings, ModelSettings
 from server.settings.values import KvType
 
@@ -179,6 +179,8 @@ def _checked_shape(group: Group) -> ModelShape:
     """Read the shape, and hold each member's own wishes against it, before anything is proposed."""
     with naming(group.name):
         shape = read_shape(check_parts(group.model.path))
+        if group.model.adapter is not None:
+            check_adapter(group.model.adapter, group.model.path)
     for member in group.members:
         engine, moe = member.engine, member.model.n_cpu_moe
         with naming(member.name):
