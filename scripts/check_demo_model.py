@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,27 +87,28 @@ def reply_text(message: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def http_ask(base_url: str, api_key: str = "none", timeout: float = 300.0) -> Ask:
-    """Ask a server; the model is the first that it lists."""
+@contextmanager
+def http_ask(base_url: str, api_key: str = "none", timeout: float = 300.0) -> Iterator[Ask]:
+    """Ask a server; the model is the first that it lists. The connections close at the end."""
     import httpx  # noqa: PLC0415 - only this way of asking needs it
 
-    client = httpx.Client(
+    with httpx.Client(
         base_url=base_url.rstrip("/"),
         headers={"Authorization": f"Bearer {api_key}"},
         timeout=timeout,
-    )
-    listed = client.get("/models").raise_for_status().json()["data"]
-    if not listed:
-        raise SystemExit(f"{base_url}/models lists no model; is it still loading?")
-    model = str(listed[0]["id"])
+    ) as client:
+        listed = client.get("/models").raise_for_status().json()["data"]
+        if not listed:
+            raise SystemExit(f"{base_url}/models lists no model; is it still loading?")
+        model = str(listed[0]["id"])
 
-    def ask(sample: Sample) -> str:
-        answer = client.post("/chat/completions", json=openai_body(sample, model))
-        if answer.is_error:
-            raise SystemExit(f"{answer.request.url}: {answer.status_code} {answer.text}")
-        return reply_text(answer.json()["choices"][0]["message"])
+        def ask(sample: Sample) -> str:
+            answer = client.post("/chat/completions", json=openai_body(sample, model))
+            if answer.is_error:
+                raise SystemExit(f"{answer.request.url}: {answer.status_code} {answer.text}")
+            return reply_text(answer.json()["choices"][0]["message"])
 
-    return ask
+        yield ask
 
 
 def gguf_ask(path: Path, *, temperature: float = 0.0, context: int = 4096) -> Ask:
@@ -177,14 +179,13 @@ def show_wrong(scores: list[Score]) -> None:
 def main() -> int:
     """Ask, grade, print; 1 when a target is missed."""
     options = parse()
-    ask = (
-        http_ask(options.base_url)
-        if options.base_url
-        else gguf_ask(options.gguf, temperature=options.temperature)
-    )
     chosen = choose(options)
     began = time.monotonic()
-    scores = grade(ask, chosen, options.parallel if options.base_url else 1)
+    if options.base_url:
+        with http_ask(options.base_url) as ask:
+            scores = grade(ask, chosen, options.parallel)
+    else:
+        scores = grade(gguf_ask(options.gguf, temperature=options.temperature), chosen)
     if options.show_wrong:
         show_wrong(scores)
     print(table(scores))

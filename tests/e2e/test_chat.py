@@ -71,16 +71,16 @@ def test_many_at_once_answer_as_alone(server):
 
 
 def test_the_same_seed_gives_the_same_text(client):
-    texts = [
-        ask(client, temperature=1.5, seed=11, max_tokens=30, extra_body={"cache_prompt": False})
-        .choices[0]
-        .message.content
-        for _ in range(2)
-    ]
-    assert texts[0] == texts[1]
-    assert (
-        ask(client, temperature=1.5, seed=12, max_tokens=30).choices[0].message.content != texts[0]
-    )
+    # Words that mean nothing to the model: it has no answer that it is sure of.
+    nonsense = [{"role": "user", "content": "zim zam zum? 7 oder blau"}]
+
+    def drawn(seed: int, **extra: object) -> str | None:
+        fields = {"messages": nonsense, "temperature": 2, "seed": seed, "max_tokens": 30}
+        return ask(client, **fields, extra_body=extra).choices[0].message.content
+
+    first = drawn(11, cache_prompt=False)
+    assert drawn(11, cache_prompt=False) == first
+    assert {drawn(seed) for seed in range(12, 20)} != {first}
 
 
 def test_a_stream_that_is_dropped_frees_its_slot(server):

@@ -16,6 +16,7 @@ QUESTIONS = 200
 @pytest.mark.slow
 def test_the_demo_model_keeps_its_promises(server: LiveServer) -> None:
     promised = [question for question in questions() if question.family in TARGETS]
-    scores = grade(http_ask(f"{server.url}/v1"), sampled(promised, QUESTIONS), parallel=4)
+    with http_ask(f"{server.url}/v1") as ask:
+        scores = grade(ask, sampled(promised, QUESTIONS), parallel=4)
     assert {score.family for score in scores} == set(TARGETS)
     assert not [score for score in scores if score.missed], "\n" + table(scores)
