@@ -24,6 +24,7 @@ from server.core.clock import SystemClock
 from server.core.request import GenerationRequest
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import SchedulerLimits
+from server.gateway.principal import Principal
 from server.gateway.spec import GenerationSpec
 from server.llama.backend import LlamaBackend
 from server.llama.model import load_model
@@ -65,7 +66,7 @@ class FreeLibrary:
 async def chat_body(parts: Parts) -> bytes:
     """Return a chat of a few turns that renders to about `PROMPT_TOKENS` tokens."""
     sentence = "The slots of a pool are shared by all requests that run at the same time. "
-    async with parts.service.using(None) as (served, lease):
+    async with parts.service.using(None, Principal()) as (served, lease):
         words = sentence * (PROMPT_TOKENS // len(lease.tokenizer.encode(sentence)) // 2)
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
