@@ -74,7 +74,7 @@ def test_a_chat_with_a_server_of_its_own(tmp_path):
         terminal.type(CTRL_C)  # reaches all processes of this terminal; the server is none of them
         terminal.until("/bye or Ctrl-D leaves.")
         terminal.until(">>> ")
-        terminal.type("What is 2 plus 3?\n")
+        terminal.type("What is 2 + 3?\n")
         answer = terminal.until(">>> ")
         assert "2 + 3 = " in answer
         terminal.type("/show\n")

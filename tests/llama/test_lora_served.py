@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,14 +99,15 @@ def test_the_settings_take_an_adapter_and_its_scale(folder) -> None:
             assert ask(client, name)["choices"][0]["message"]["content"] == SAID[name]
 
 
-def test_a_whole_model_as_adapter_ends_the_start_with_what_to_do(folder) -> None:
+def test_a_whole_model_as_adapter_is_refused_before_anything_starts(folder) -> None:
     config = folder / "wrong.yaml"
     model = {"adapter": str(folder / "merged.gguf")}
     config.write_text(yaml.safe_dump({"model": model}), encoding="utf-8")
-    arguments = ("--config", str(config), "--n-ctx", "256", "--allow-cpu")
-    server = LiveServer(*arguments, model=folder / "base.gguf", wait_ready=False)
-    assert server.wait() != 0
-    said = "".join(server.stderr)
-    assert "is a whole model, not an adapter" in said
-    assert "FROM" in said
-    assert "Traceback" not in said
+    arguments = ("--config", str(config), "--n-ctx", "256", "--allow-cpu", "--port", "0")
+    command = [sys.executable, "-m", "server", "serve", str(folder / "base.gguf"), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode in (1, 2)
+    assert "Listening" not in ended.stdout + ended.stderr
+    assert "is a whole model, not an adapter" in ended.stderr
+    assert "FROM" in ended.stderr
+    assert "Traceback" not in ended.stderr
