@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.catalog.hub_downloads import Pulls
+from tests.catalog.hub_server import HubServer
+
 STRING, ARRAY, UINT32, INT32 = 8, 9, 4, 5
 F32 = 0
 
@@ -78,3 +81,15 @@ def write(tmp_path) -> Callable[[bytes], Path]:
         return path
 
     return write_bytes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the files of the repository o/r arrive."""
+    return tmp_path / "models" / "o" / "r"
+
+
+@pytest.fixture
+def pulls(hub: HubServer, tmp_path: Path) -> Pulls:
+    """Pulls from the module's own `hub`."""
+    return Pulls(hub, tmp_path / "models")

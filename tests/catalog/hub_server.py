@@ -31,6 +31,7 @@ import re
 import socket
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ def _serve(hub: HubServer, handler: type[_Handler]) -> ThreadingHTTPServer:
     return server
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler, ABC):
     hub: ClassVar[HubServer]
     protocol_version = "HTTP/1.1"
 
@@ -168,8 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    @abstractmethod
     def do_GET(self) -> None:
-        raise NotImplementedError
+        """Answer a request for a path of this server."""
 
 
 class _HubHandler(_Handler):

@@ -26,16 +26,6 @@ def hub():
         yield server
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "models" / "o" / "r"
-
-
-@pytest.fixture
-def pulls(hub, tmp_path):
-    return Pulls(hub, tmp_path / "models")
-
-
 def test_a_pull_leaves_the_file_and_its_manifest(hub, pulls, folder) -> None:
     path = pulls(REF)
 

@@ -11,7 +11,7 @@ from server.catalog.download_transfer import Partial
 from server.catalog.hub import Hub, HubOptions
 from server.catalog.hub_errors import Backoff, HubError
 from server.catalog.hub_files import HubFile
-from tests.catalog.hub_downloads import Pulls, Told, blob
+from tests.catalog.hub_downloads import Told, blob
 from tests.catalog.hub_server import HubServer
 
 NAME = "m-Q4_K_M.gguf"
@@ -24,16 +24,6 @@ def hub():
     with HubServer() as server:
         server.add("o/r", {NAME: blob(SIZE)})
         yield server
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "models" / "o" / "r"
-
-
-@pytest.fixture
-def pulls(hub, tmp_path):
-    return Pulls(hub, tmp_path / "models")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import pytest
 from server.catalog.download_choice import Chosen
 from server.catalog.hub_errors import HubError
 from server.core.errors import ConfigError, ModelFileError
-from tests.catalog.hub_downloads import Pulls, largest
+from tests.catalog.hub_downloads import largest
 from tests.catalog.hub_server import HubServer
 
 
@@ -14,11 +14,6 @@ def hub(monkeypatch):
     monkeypatch.setattr("tests.catalog.hub_server._LFS", (".gguf", ".GGUF"))
     with HubServer() as server:
         yield server
-
-
-@pytest.fixture
-def pulls(hub, tmp_path):
-    return Pulls(hub, tmp_path / "models")
 
 
 def smallest(found):

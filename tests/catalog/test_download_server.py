@@ -4,7 +4,7 @@ import pytest
 
 from server.catalog.hub import Hub, HubOptions
 from server.catalog.hub_errors import HubError
-from tests.catalog.hub_downloads import Pulls, blob
+from tests.catalog.hub_downloads import blob
 from tests.catalog.hub_server import HubServer
 
 NAME = "m-Q4_K_M.gguf"
@@ -17,16 +17,6 @@ def hub():
     with HubServer() as server:
         server.add("o/r", {NAME: blob(SIZE)})
         yield server
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "models" / "o" / "r"
-
-
-@pytest.fixture
-def pulls(hub, tmp_path):
-    return Pulls(hub, tmp_path / "models")
 
 
 def test_a_range_that_begins_elsewhere_is_not_taken(hub, pulls, folder) -> None:

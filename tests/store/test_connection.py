@@ -5,6 +5,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -162,13 +164,29 @@ def test_a_write_that_finds_the_file_locked_says_so(tmp_path) -> None:
         KeyRepository(database).create("a", 0)
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_is_read_only_is_refused(tmp_path) -> None:
-    tmp_path.chmod(0o500)
+@pytest.fixture
+def somebody() -> Iterator[None]:
+    """Nobody in particular instead of root, who may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
     try:
-        assert "cannot be used: Permission denied" in refused(tmp_path)
+        yield
     finally:
-        tmp_path.chmod(0o700)
+        os.seteuid(0)
+
+
+@pytest.mark.usefixtures("somebody")
+def test_a_directory_that_is_read_only_is_refused() -> None:
+    # Not tmp_path: others than its owner may not even look into that.
+    directory = Path(tempfile.mkdtemp())
+    try:
+        directory.chmod(0o555)
+        assert "cannot be used: Permission denied" in refused(directory)
+    finally:
+        directory.chmod(0o700)
+        directory.rmdir()
 
 
 def test_a_directory_that_is_a_file_is_refused(tmp_path) -> None:
