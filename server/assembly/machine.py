@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-
 from server.catalog.plan import Memory, repacked_types
 from server.core.errors import ConfigError
 from server.llama.gpu_build import gpu_mismatch
+from server.llama.main_card import main_card
 from server.ops.gpu import Card, read_cards
 from server.ops.machine import available_memory, cpu_flags
 from server.settings import Settings
-
-log = logging.getLogger(__name__)
 
 
 def refuse_cpu_build(settings: Settings) -> None:
@@ -36,7 +32,7 @@ def machine_memory(settings: Settings, *, gpu_wanted: bool) -> Memory:
     if not cards or not supports_offload():
         left = _ram(settings, reserve)
         return Memory(cpu_available=left, reserve=reserve, repacked=flags)
-    card = _main_card(cards, settings.model.main_gpu)
+    card = main_card(cards, settings.model.main_gpu)
     return Memory(
         gpu_total=_of_card(card, settings.memory.vram),
         gpu_free=card.free,
@@ -53,41 +49,6 @@ def supports_offload() -> bool:
     from server.llama.native import library  # noqa: PLC0415
 
     return library().supports_gpu_offload()
-
-
-def llama_bus_ids() -> list[str]:
-    """Return the places of the cards that llama.cpp sees, in its order."""
-    from server.llama.devices import gpu_bus_ids  # noqa: PLC0415 - as above
-
-    return gpu_bus_ids()
-
-
-def _main_card(cards: Sequence[Card], main_gpu: int) -> Card:
-    """Return the card that llama.cpp numbers `main_gpu`; NVML has an order of its own.
-
-    Where llama.cpp does not tell, it is the one with the least free memory: a plan for it fits any.
-    """
-    if len(cards) == 1:
-        return cards[0]
-    order = llama_bus_ids()
-    if order and main_gpu >= len(order):
-        raise ConfigError(
-            f"model.main_gpu is {main_gpu}, but llama.cpp sees {len(order)} GPUs, counted from 0. "
-            "CUDA_VISIBLE_DEVICES decides which."
-        )
-    wanted = order[main_gpu].lower() if order else ""
-    for card in cards:
-        if card.bus_id == wanted:
-            return card
-    least = min(cards, key=lambda card: card.free)
-    log.warning(
-        "which of %d GPUs llama.cpp numbers %d is not known; planning for the one with the least "
-        "free memory, %s. memory.vram limits it further",
-        len(cards),
-        main_gpu,
-        least.name,
-    )
-    return least
 
 
 def _ram(settings: Settings, reserve: int) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -61,9 +61,8 @@ class Group:
 
     @property
     def model(self) -> ModelSettings:
-        """The weights; equal for all members, `n_gpu_layers` as those say who name it."""
-        models = [member.model for member in self.members]
-        return next((one for one in models if one.n_gpu_layers != "auto"), models[0])
+        """The weights; equal for all members."""
+        return self.members[0].model
 
     @property
     def engine(self) -> EngineSettings:
@@ -96,17 +95,15 @@ class Sized:
 def grouped(wanted: Sequence[Wanted], memory: Memory) -> list[Group]:
     """Put together what can share weights and slots: same files, same sizes but for `n_ctx`.
 
-    On a card, `all`, any number that counts all layers, and `auto` beside them are the same wish.
+    On a card, `all`, any number that counts all layers, and `auto` beside them are the same wish; so is
+    `auto` for the experts beside none in system memory.
     """
-    groups: dict[object, list[Wanted]] = {}
     named = [_with_layers(one) if memory.has_gpu else one for one in wanted]
-    whole = {_key(one, memory) for one in named if one.model.n_gpu_layers == "all"}
+    named = _filled(named, memory, "n_gpu_layers", "all")
+    named = _filled(named, memory, "n_cpu_moe", 0)
+    groups: dict[object, list[Wanted]] = {}
     for one in named:
-        key = _key(one, memory)
-        if one.model.n_gpu_layers == "auto":
-            joined = _key(_layers(one, "all"), memory)
-            key = joined if joined in whole else key
-        groups.setdefault(key, []).append(one)
+        groups.setdefault(_key(one, memory), []).append(one)
     made = [Group(tuple(members)) for members in groups.values()]
     _warn_of_copies(made)
     return made
@@ -141,11 +138,26 @@ def _with_layers(one: Wanted) -> Wanted:
         return one
     with naming(one.name):
         shape = read_shape(check_parts(one.model.path))
-    return _layers(one, "all") if asked > shape.n_layer else one
+    return _with_model(one, {"n_gpu_layers": "all"}) if asked > shape.n_layer else one
 
 
-def _layers(one: Wanted, layers: Literal["all"]) -> Wanted:
-    return replace(one, model=one.model.model_copy(update={"n_gpu_layers": layers}))
+def _filled(named: Sequence[Wanted], memory: Memory, setting: str, best: object) -> list[Wanted]:
+    """Write `auto` as `best`, what it tries first, beside one that names that for the same context.
+
+    The one that names it must fit, or nothing starts; so `auto` would choose the same, with weights of
+    its own. Another number stays apart: one agent's few layers must not slow down all who leave it open.
+    """
+    there = {_key(one, memory) for one in named if getattr(one.model, setting) == best}
+    filled = []
+    for one in named:
+        joined = _with_model(one, {setting: best})
+        is_open = getattr(one.model, setting) == "auto"
+        filled.append(joined if is_open and _key(joined, memory) in there else one)
+    return filled
+
+
+def _with_model(one: Wanted, changes: Mapping[str, object]) -> Wanted:
+    return replace(one, model=one.model.model_copy(update=changes))
 
 
 def _key(one: Wanted, memory: Memory) -> object:

@@ -1,9 +1,11 @@
-"""What becomes of a command whose output nobody takes any more."""
+"""Standard output: characters that it lacks, and what becomes of a command whose output nobody takes any more."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,23 @@ from collections.abc import Iterator
 from server.core.errors import OnegpuError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IN_ASCII = {"×": "x", "…": "...", "→": "->", "≥": ">="}
+"""For the characters of our own texts; all others become escapes."""
+
+
+def speak_its_encoding() -> None:
+    """Have standard output write what its encoding lacks in ASCII, instead of ending the command."""
+    codecs.register_error("onegpu", _in_ascii)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # tests and embedders put in others
+        sys.stdout.reconfigure(errors="onegpu")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start]
+    written = _IN_ASCII.get(lacking) or lacking.encode("ascii", "backslashreplace").decode("ascii")
+    return written, error.start + 1
 
 
 @contextlib.contextmanager

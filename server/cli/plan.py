@@ -144,6 +144,7 @@ def _number(text: str, flag: str) -> Any:
 def _memory(options: argparse.Namespace, settings: Settings) -> Memory:
     """Describe the machine to plan for: this one, or the one that the flags describe."""
     from server.catalog.plan import Memory, repacked_types
+    from server.llama.main_card import main_card
     from server.ops.gpu import read_cards
     from server.ops.machine import available_memory, cpu_flags
 
@@ -159,7 +160,7 @@ def _memory(options: argparse.Namespace, settings: Settings) -> Memory:
     if not cards:
         left = None if here is None else max(here - reserve, 0)
         return Memory(cpu_available=left, reserve=reserve, repacked=repacked)
-    card = cards[min(settings.model.main_gpu, len(cards) - 1)]
+    card = main_card(cards, settings.model.main_gpu)
     total = card.total if vram is None else min(vram, card.total)
     return Memory(total, card.free, here, card.name, reserve, repacked)
 

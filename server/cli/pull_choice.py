@@ -43,12 +43,13 @@ def chooser_for(settings: Settings) -> QuantChooser:
 def planned_memory(settings: Settings) -> Memory:
     """Return what a model may take: of `memory.vram`, of the card, or of system memory."""
     from server.catalog.plan import Memory, repacked_types
+    from server.llama.main_card import main_card
     from server.ops.gpu import read_cards
     from server.ops.machine import available_memory, cpu_flags
 
     reserve = settings.memory.reserve
     cards = [] if settings.model.n_gpu_layers == 0 else read_cards()
-    card = cards[min(settings.model.main_gpu, len(cards) - 1)] if cards else None
+    card = main_card(cards, settings.model.main_gpu) if cards else None
     total = settings.memory.vram
     if total is None and card is not None:
         total = card.total

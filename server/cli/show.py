@@ -121,16 +121,6 @@ def _entry(name: str, library: Library) -> Entry:
     return found[0]
 
 
-def _say(text: str) -> None:
-    """Print, with what the terminal's encoding lacks written in ASCII."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.replace("×", "x").encode(encoding, "backslashreplace").decode(encoding)
-    print(text)
-
-
 def _print(entry: Entry, described: Description, checks: dict[str, bool]) -> None:
     from server.catalog.download_choice import size_text
 
@@ -140,16 +130,16 @@ def _print(entry: Entry, described: Description, checks: dict[str, bool]) -> Non
     facts["size"] = size_text(entry.size)
     for name, value in facts.items():
         if value not in (None, "", 0):
-            _say(f"{name.replace('_', ' '):<15}{value}")
+            print(f"{name.replace('_', ' '):<15}{value}")
     total = max(sum(described.types.values()), 1)
     parts = [f"{name} {100 * size / total:.1f} %" for name, size in described.types.items()]
-    _say(f"{'tensors':<15}{', '.join(parts)}")
+    print(f"{'tensors':<15}{', '.join(parts)}")
     for file in described.files:
-        _say(f"{'file':<15}{file['path']}")
+        print(f"{'file':<15}{file['path']}")
         if file["sha256"]:
             sound = checks.get(str(file["path"]))
             state = "" if sound is None else ", verified now" if sound else ", NOT what is there"
-            _say(f"{'sha256':<15}{file['sha256']}{state}")
+            print(f"{'sha256':<15}{file['sha256']}{state}")
 
 
 def _verify(entry: Entry) -> dict[str, bool]:

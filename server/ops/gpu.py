@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,8 @@ class Card:
 def read_cards(nvml: Any = None) -> list[Card]:
     """Read all cards, in NVML's order; [] where there is no card, driver or library.
 
-    `nvml` stands in for pynvml in tests. A card that cannot be read is logged and left out.
+    llama.cpp numbers them otherwise: `server.llama.main_card`. A card that is divided (MIG) counts as its
+    smallest instance. `nvml` stands in for pynvml in tests. A card that cannot be read is logged and left out.
     """
     with _session(nvml) as library:
         if library is None:
@@ -49,19 +50,6 @@ def read_cards(nvml: Any = None) -> list[Card]:
             except library.NVMLError as error:
                 _LOG.warning("GPU %d cannot be read: %s", index, error)
         return cards
-
-
-def memory_used(index: int = 0, nvml: Any = None) -> tuple[int, int] | None:
-    """Return used and total bytes of one card; None where it cannot be read. Takes about 0.1 ms."""
-    with _session(nvml) as library:
-        if library is None:
-            return None
-        try:
-            memory = library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(index))
-        except library.NVMLError as error:
-            _LOG.warning("GPU %d cannot be read: %s", index, error)
-            return None
-        return int(memory.total) - int(memory.free), int(memory.total)
 
 
 @contextmanager
@@ -88,9 +76,11 @@ def _session(nvml: Any) -> Iterator[Any]:
 
 
 def _read(library: Any, index: int, driver: str) -> Card:
-    handle = library.nvmlDeviceGetHandleByIndex(index)
+    card = library.nvmlDeviceGetHandleByIndex(index)
+    # A program gets one instance of a divided card: its memory counts, not the whole card's.
+    handle = _least_instance(library, card) if _is_divided(library, card) else card
     memory = library.nvmlDeviceGetMemoryInfo(handle)
-    major, minor = library.nvmlDeviceGetCudaComputeCapability(handle)
+    major, minor = library.nvmlDeviceGetCudaComputeCapability(card)
     return Card(
         index,
         _text(library.nvmlDeviceGetName(handle)),
@@ -98,8 +88,31 @@ def _read(library: Any, index: int, driver: str) -> Card:
         int(memory.free),
         (int(major), int(minor)),
         driver,
-        _bus_id(_text(library.nvmlDeviceGetPciInfo(handle).busId)),
+        _bus_id(_text(library.nvmlDeviceGetPciInfo(card).busId)),
     )
+
+
+def _is_divided(library: Any, card: Any) -> bool:
+    """Tell whether the card is in MIG mode; most know no such mode."""
+    try:
+        current, _ = library.nvmlDeviceGetMigMode(card)
+    except library.NVMLError:
+        return False
+    return bool(current)
+
+
+def _least_instance(library: Any, card: Any) -> Any:
+    """Return the smallest instance of a divided card: a plan for it fits any that CUDA may choose.
+
+    Raises NVML's error where there is none: then no program can use the card.
+    """
+    found = []
+    for index in range(library.nvmlDeviceGetMaxMigDeviceCount(card)):
+        with suppress(library.NVMLError):  # places without an instance
+            found.append(library.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
+    if not found:
+        return library.nvmlDeviceGetMigDeviceHandleByIndex(card, 0)
+    return min(found, key=lambda handle: int(library.nvmlDeviceGetMemoryInfo(handle).total))
 
 
 def _bus_id(text: str) -> str:

@@ -73,7 +73,9 @@ def test_of_several_cards_llama_cpps_own_order_counts(here, monkeypatch, caplog)
     ]
     monkeypatch.setattr(machine, "read_cards", lambda: cards)
     # The fastest comes first, and the busy one is hidden.
-    monkeypatch.setattr(machine, "llama_bus_ids", lambda: ["0000:02:00.0", "0000:00:00.0"])
+    monkeypatch.setattr(
+        "server.llama.main_card.llama_bus_ids", lambda: ["0000:02:00.0", "0000:00:00.0"]
+    )
     names = [
         machine.machine_memory(settings(model={"main_gpu": at}), gpu_wanted=True).gpu_name
         for at in (0, 1)
@@ -82,6 +84,6 @@ def test_of_several_cards_llama_cpps_own_order_counts(here, monkeypatch, caplog)
     with pytest.raises(ConfigError, match=r"main_gpu is 2, but llama\.cpp sees 2 GPUs"):
         machine.machine_memory(settings(model={"main_gpu": 2}), gpu_wanted=True)
     assert not caplog.records
-    monkeypatch.setattr(machine, "llama_bus_ids", list)
+    monkeypatch.setattr("server.llama.main_card.llama_bus_ids", list)
     assert machine.machine_memory(settings(), gpu_wanted=True).gpu_name == "busy"
     assert "planning for the one with the least free memory" in caplog.text

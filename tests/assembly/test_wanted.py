@@ -141,6 +141,22 @@ def test_all_layers_in_whatever_words_are_one_context(tmp_path) -> None:
     assert len(grouped(names, PLENTY)) == 1
 
 
+def test_experts_left_to_the_planner_beside_none_in_memory_are_one_context(tmp_path) -> None:
+    text = f"model: {{path: {DEMO}, n_gpu_layers: all}}\nmodels: {{%s: {{from: {DEMO}, n_cpu_moe: %s}}}}"
+    for experts, contexts in (("auto", 1), (0, 1), (1, 2)):
+        names = read(tmp_path, text % ("other", experts))
+        groups = grouped(names, CARD)
+        assert len(groups) == contexts
+        assert groups[0].model.n_cpu_moe == 0
+
+
+def test_a_part_of_the_layers_is_not_taken_over_by_who_leaves_them_open(tmp_path, caplog) -> None:
+    path = modelfile(tmp_path, "few", f"FROM {DEMO}\nPARAMETER num_gpu 1\n")
+    names = read(tmp_path, f"model: {{path: {DEMO}}}\nmodels: {{few: {{from: {path}}}}}")
+    assert [group.model.n_gpu_layers for group in grouped(names, CARD)] == ["auto", 1]
+    assert "demo and few load the same weights twice" in caplog.text
+
+
 def test_a_refusal_names_the_agent_that_asks(tmp_path) -> None:
     path = modelfile(tmp_path, "long", f"FROM {DEMO}\nPARAMETER num_ctx 1000000\n")
     names = read(tmp_path, f"model: {{path: {DEMO}}}\nmodels: {{long: {{from: {path}}}}}")

@@ -7,8 +7,10 @@ import pytest
 
 from server.cli import plan as command
 from server.cli.parsing import Parser
+from server.cli.pull_choice import planned_memory
 from server.core.errors import ConfigError, ModelFileError
 from server.ops.gpu import Card
+from server.settings import Settings
 from tests.catalog.hub_server import HubServer
 from tests.catalog.plan_headers import QWEN3_32B, SMALL, write_header, write_split
 
@@ -92,6 +94,20 @@ def test_the_card_that_is_here_is_read(run, big, cards):
     cards.append(Card(0, "NVIDIA GeForce RTX 3090", 24 * GIB, 23 * GIB, (8, 6), "550"))
     _, out = run(big)
     assert "NVIDIA GeForce RTX 3090: 24.00 GiB, 23.00 GiB free; 0.50 GiB stay free" in out
+
+
+def test_of_several_cards_the_one_that_would_serve_is_planned_for(run, big, cards, monkeypatch):
+    for at, name, total in ((0, "Small card", 8), (1, "Large card", 24)):
+        free = (total - 1) * GIB
+        cards.append(Card(at, name, total * GIB, free, (8, 6), "550", f"0000:{at:02x}:00.0"))
+    order = ["0000:01:00.0", "0000:00:00.0"]  # the fastest first
+    monkeypatch.setattr("server.llama.main_card.llama_bus_ids", lambda: order)
+    assert "Large card: 24.00 GiB" in run(big)[1]
+    settings = Settings.model_validate({"model": {"main_gpu": 0}})
+    assert planned_memory(settings).gpu_name == "Large card"
+    order.reverse()
+    assert "Small card: 8.00 GiB" in run(big)[1]
+    assert planned_memory(settings).gpu_total == 8 * GIB
 
 
 def test_without_a_card_system_memory_counts(run, tmp_path, cards):

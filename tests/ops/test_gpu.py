@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.ops.gpu import Card, memory_used, read_cards
+from server.ops.gpu import Card, read_cards
 
 GIB = 1 << 30
 
@@ -18,8 +18,9 @@ class FakeNvml:
 
     NVMLError = FakeNvmlError
 
-    def __init__(self, names=("NVIDIA GeForce RTX 3090",), *, driver=True, broken=()):
+    def __init__(self, names=("NVIDIA GeForce RTX 3090",), *, driver=True, broken=(), divided=None):
         self.names, self.driver, self.broken = names, driver, broken
+        self.divided = divided or {}  # card → place → GiB of the instance there
         self.open = 0
 
     def nvmlInit(self):  # noqa: N802 - NVML's names
@@ -42,9 +43,27 @@ class FakeNvml:
         return index
 
     def nvmlDeviceGetName(self, handle):  # noqa: N802
+        if isinstance(handle, tuple):
+            card, size = handle
+            return f"{self.names[card]} MIG {size}g"
         return self.names[handle]
 
-    def nvmlDeviceGetMemoryInfo(self, _handle):  # noqa: N802
+    def nvmlDeviceGetMigMode(self, handle):  # noqa: N802
+        if not self.divided:
+            raise FakeNvmlError("Not Supported")
+        return [int(handle in self.divided), 0]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, _handle):  # noqa: N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, card, place):  # noqa: N802
+        if place not in self.divided[card]:
+            raise FakeNvmlError("Not Found")
+        return card, self.divided[card][place]
+
+    def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
+        if isinstance(handle, tuple):
+            return SimpleNamespace(total=handle[1] * GIB, free=handle[1] * GIB)
         return SimpleNamespace(total=24 * GIB, free=20 * GIB, used=4 * GIB)
 
     def nvmlDeviceGetPciInfo(self, handle):  # noqa: N802
@@ -65,7 +84,6 @@ def test_a_card_is_read():
 def test_a_machine_without_driver_has_no_cards(caplog):
     nvml = FakeNvml(driver=False)
     assert read_cards(nvml) == []
-    assert memory_used(0, nvml) is None
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
@@ -76,11 +94,12 @@ def test_a_lost_card_is_left_out_and_logged(caplog):
     assert nvml.open == 0
 
 
-def test_used_memory_is_what_is_not_free():
-    nvml = FakeNvml()
-    assert memory_used(0, nvml) == (4 * GIB, 24 * GIB)
-    assert memory_used(7, nvml) is None
-    assert nvml.open == 0
+def test_a_divided_card_counts_as_its_smallest_instance(caplog):
+    nvml = FakeNvml(("NVIDIA A100", "NVIDIA A100"), divided={0: {1: 20, 3: 10}, 1: {}})
+    [card] = read_cards(nvml)
+    assert (card.name, card.total) == ("NVIDIA A100 MIG 10g", 10 * GIB)
+    assert card.bus_id == "0000:3a:00.0"
+    assert "GPU 1 cannot be read: Not Found" in caplog.text
 
 
 def test_an_error_of_another_kind_still_closes_the_session():
