@@ -23,6 +23,8 @@ class RequestRecord:
     """Monotonic seconds."""
     key: str = ""
     """Public id of the API key that it came with."""
+    fingerprint: bytes = b""
+    """Of its path and body; empty until the body was read."""
     status: int = 0
     error: str | None = None
     """Code of the error that the client was told, in the answer or in its stream."""

@@ -65,3 +65,5 @@ class GenerationSpec:
     """Whose request it is."""
     seconds: float | None = None
     """Time that its client gives it, from now to the end of the answer; None: not said."""
+    fingerprint: bytes = b""
+    """Equal for requests that say the same, whoever sends them; empty where there is no body."""
