@@ -14,8 +14,10 @@ from fastapi import FastAPI
 
 from server.api.access import AccessRules, Gatekeeper
 from server.api.app import create_app
+from server.api.early import EarlyAnswers
 from server.api.limits import ApiLimits
 from server.api.parts import Parts
+from server.api.report import Reporter
 from server.assembly.connections import ConnectionLimits, bounded
 from server.core.clock import Clock, SystemClock
 from server.gateway.agent import Agent
@@ -79,10 +81,11 @@ class Stack:
         )
         limits = HealthLimits(stall_after=5.0)
         self.health = Health(self.hosts, host, self.admission, limits, clock)
+        self.reporter = Reporter(self.metrics, clock)
         self.parts = Parts(
             service=self.service,
             health=self.health,
-            telemetry=self.metrics,
+            reporter=self.reporter,
             render_metrics=self.metrics.render,
             gatekeeper=self.gatekeeper or without_keys(clock),
             rules=self.rules,
@@ -140,7 +143,7 @@ async def serve(stack: Stack) -> AsyncIterator[Stack]:
     stack.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = uvicorn.Config(
         stack.app,
-        http=bounded(stack.connections),
+        http=bounded(stack.connections, EarlyAnswers(stack.reporter)),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -79,8 +79,7 @@ class _App(FastAPI):
         return RequestMiddleware(
             app,
             limits=parts.limits,
-            clock=parts.clock,
-            telemetry=parts.telemetry,
+            reporter=parts.reporter,
         )
 
 

@@ -29,6 +29,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "not_found": (404, "invalid_request_error"),
     "method_not_allowed": (405, "invalid_request_error"),
     "client_stalled": (408, "invalid_request_error"),
+    "idle_timeout": (408, "invalid_request_error"),
     "request_too_large": (413, "invalid_request_error"),
     "uri_too_long": (414, "invalid_request_error"),
     "rate_limit_exceeded": (429, "rate_limit_error"),

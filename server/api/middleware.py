@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,30 +14,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.errors import refuse
 from server.api.limits import ApiLimits
 from server.api.record import KEY, RequestRecord
-from server.core.clock import Clock
-from server.core.errors import OnegpuError, RequestTooLarge
+from server.api.report import UNMATCHED, Reporter
+from server.core.errors import ClientStalled, OnegpuError, RequestTooLarge
 from server.gateway.rate_limit import rate_headers
-from server.gateway.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
-access_log = logging.getLogger("onegpu.access")
-
-_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
-"""Asked every few seconds by machines; logged at DEBUG unless they fail."""
 
 
 class RequestMiddleware:
     """Wraps the application."""
 
-    def __init__(
-        self, app: ASGIApp, *, limits: ApiLimits, clock: Clock, telemetry: Telemetry
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, limits: ApiLimits, reporter: Reporter) -> None:
         """`app` is the next one inwards."""
         self.app = app
         self.limits = limits
-        self.clock = clock
-        self.telemetry = telemetry
+        self.reporter = reporter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; never raises for what went wrong inside."""
@@ -47,8 +36,7 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        record = RequestRecord(_request_id(headers), self.clock.monotonic())
-        scope[KEY] = record
+        record = scope[KEY] = self.reporter.begin(headers)
         call = _Call(self, record, scope, receive, send)
         try:
             call.check_length(headers)
@@ -56,25 +44,8 @@ class RequestMiddleware:
         except Exception as error:  # noqa: BLE001 - this is where they end
             await call.fail(error)
         finally:
-            self._finish(scope, record)
-
-    def _finish(self, scope: Scope, record: RequestRecord) -> None:
-        seconds = self.clock.monotonic() - record.begun
-        endpoint = getattr(scope.get("route"), "path", "unmatched")
-        self.telemetry.request(endpoint, record.status, seconds)
-        if record.error is not None:
-            self.telemetry.error(record.error)
-        level = logging.DEBUG if endpoint in _QUIET and record.status < 400 else logging.INFO
-        if access_log.isEnabledFor(level):
-            facts = _facts(record, seconds)
-            access_log.log(
-                level,
-                "%s %s %d",
-                scope["method"],
-                endpoint if endpoint != "unmatched" else repr(scope["path"])[:200],
-                record.status,
-                extra={"request_id": record.request_id, "facts": facts},
-            )
+            endpoint = getattr(scope.get("route"), "path", UNMATCHED)
+            self.reporter.end(record, scope["method"], scope["path"], endpoint)
 
 
 class _Call:
@@ -112,19 +83,31 @@ class _Call:
         return message
 
     async def send(self, message: Message) -> None:
-        """Put this server's headers on the answer."""
+        """Put this server's headers on the answer. Raises `ClientStalled`."""
         if message["type"] == "http.response.start":
             self._begun = True
             self._record.status = message["status"]
-            seconds = self._middleware.clock.monotonic() - self._record.begun
+            seconds = self._middleware.reporter.seconds(self._record)
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._record.request_id
             headers["openai-processing-ms"] = str(round(seconds * 1000))
             if self._record.windows is not None:
                 headers.update(rate_headers(self._record.windows()))
-        elif message["type"] == "http.response.body":
-            self._complete = not message.get("more_body", False)
-        await self._send(message)
+        elif message.get("more_body", False):
+            # Parts of a stream: it has a watchdog of its own, which costs less than a timer for each.
+            await self._send(message)
+            return
+        await self._send_in_time(message)
+        self._complete = message["type"] == "http.response.body"
+
+    async def _send_in_time(self, message: Message) -> None:
+        """Wait for a client that has not read what was sent before, but not for ever."""
+        patience = self._middleware.limits.write_timeout
+        try:
+            async with asyncio.timeout(patience):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientStalled(f"The client read nothing for {patience:g} s.") from None
 
     async def fail(self, error: Exception) -> None:
         """Answer what nobody caught, or end a half-sent answer so that nobody takes it for whole."""
@@ -158,26 +141,3 @@ class _Call:
                 f"The request body is over this server's limit of {limit} bytes "
                 "(server.max_request_size)."
             )
-
-
-def _request_id(headers: Headers) -> str:
-    """Take the client's own id where it is fit for logs and headers."""
-    given = headers.get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-
-
-def _facts(record: RequestRecord, seconds: float) -> dict[str, object]:
-    facts: dict[str, object] = {"status": record.status, "ms": round(seconds * 1000, 1)}
-    if record.key:
-        facts["key"] = record.key
-    if record.error is not None:
-        facts["code"] = record.error
-    for generation in record.generations:
-        facts["prompt_tokens"] = generation.prompt_tokens
-        facts["cached_tokens"] = generation.cached_tokens
-        facts["completion_tokens"] = generation.completion_tokens
-        if not generation.complete:
-            facts["aborted"] = True
-        if (first := generation.seconds_to_first_token) is not None:
-            facts["first_token_ms"] = round(first * 1000, 1)
-    return facts

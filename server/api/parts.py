@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from server.api.access import AccessRules, Gatekeeper
 from server.api.limits import ApiLimits
+from server.api.report import Reporter
 from server.core.clock import Clock
 from server.gateway.health import Health
 from server.gateway.service import GenerationService
-from server.gateway.telemetry import Telemetry
 
 RenderMetrics = Callable[[], tuple[bytes, str]]
 """Returns the metrics' text and its content type."""
@@ -22,7 +22,7 @@ class Parts:
 
     service: GenerationService
     health: Health
-    telemetry: Telemetry
+    reporter: Reporter
     render_metrics: RenderMetrics
     gatekeeper: Gatekeeper
     rules: AccessRules

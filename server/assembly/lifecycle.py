@@ -16,6 +16,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from server.api.early import EarlyAnswers
 from server.assembly.connections import ConnectionLimits, bounded
 from server.assembly.keys import check_keys
 from server.assembly.listening import listen, url_of
@@ -74,7 +75,8 @@ class Lifecycle:
         config = uvicorn.Config(
             parts.app,
             http=bounded(
-                ConnectionLimits(settings.server.max_connections, settings.server.header_timeout)
+                ConnectionLimits(settings.server.max_connections, settings.server.header_timeout),
+                EarlyAnswers(parts.reporter),
             ),
             ws="none",
             lifespan="off",

@@ -10,6 +10,7 @@ from server import __version__
 from server.api.app import create_app
 from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
+from server.api.report import Reporter
 from server.assembly.admission import default_rates, line_limits
 from server.assembly.agents import agent_of
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
@@ -46,6 +47,7 @@ class Parts:
     admission: Line
     service: GenerationService
     authenticator: Authenticator
+    reporter: Reporter
     app: Callable[..., Any]
     """The ASGI application."""
     notes: tuple[str, ...]
@@ -72,6 +74,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
     )
     metrics = Metrics(hosts.hosts, admission)
+    reporter = Reporter(metrics, clock)
     timeouts = settings.gateway.timeout
     limits = ServiceLimits(
         timeouts.connect,
@@ -87,7 +90,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         ApiParts(
             service=service,
             health=Health(hosts, router.default.host, admission, stall, clock),
-            telemetry=metrics,
+            reporter=reporter,
             render_metrics=metrics.render,
             gatekeeper=authenticator,
             rules=access_rules(settings.server),
@@ -102,7 +105,15 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         )
     )
     return Parts(
-        hosts, router, tuple(preload), admission, service, authenticator, app, _notes(contexts)
+        hosts,
+        router,
+        tuple(preload),
+        admission,
+        service,
+        authenticator,
+        reporter,
+        app,
+        _notes(contexts),
     )
 
 

@@ -158,7 +158,7 @@ async def test_a_reader_that_stalls_is_cut_off_and_costs_only_itself():
         host, port = stack.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
         content = json.dumps(STREAM).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
         writer.write(head.encode() + content)
         stream = await stack.engine.submitted()
         stack.engine.begin(stream)
@@ -190,7 +190,9 @@ async def test_a_body_that_stops_coming_is_408():
     async with serve(manual(write_timeout=0.1)) as stack:
         host, port = stack.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{{".encode())
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{{".encode()
+        )
         async with asyncio.timeout(5):
             status = await reader.readline()
             rest = await reader.readuntil(b"}}")
@@ -203,7 +205,7 @@ async def test_a_body_announced_as_too_large_is_refused_before_it_is_sent():
     async with serve(manual(max_body=1000)) as stack:
         host, port = stack.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000000\r\n\r\n"
         writer.write(head.encode())
         async with asyncio.timeout(5):
             status = await reader.readline()

@@ -30,7 +30,8 @@ async def told(stack: Stack, *preloaded: str) -> str:
     router = ModelRouter(served)
     admission, service, hosts = stack.admission, stack.service, stack.hosts
     keys = without_keys(stack.parts.clock)
-    parts = Parts(hosts, router, tuple(preload), admission, service, keys, stack.app, ())
+    reporter = stack.reporter
+    parts = Parts(hosts, router, tuple(preload), admission, service, keys, reporter, stack.app, ())
     stack.service.shutdown()
     return _announcement("http://here", parts)
 
