@@ -54,13 +54,14 @@ class Stack:
     rules: AccessRules = field(default_factory=AccessRules)
     rate: RateLimits = field(default_factory=RateLimits)
     total_timeout: float | None = None
+    stall_after: float = 60.0
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     idle_timeout: int = 5
     url: str = ""
     server: uvicorn.Server = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        clock = SystemClock()
+        clock = self.clock = SystemClock()
         self.admission = Line(LineLimits(self.max_queue), clock)
         prompter = Prompter()
         prompter.bind(self.engine.info, self.engine.tokenizer)
@@ -74,7 +75,11 @@ class Stack:
             self.hosts,
             self.admission,
             ServiceLimits(
-                self.connect_timeout, self.read_timeout, self.total_timeout, rate=self.rate
+                self.connect_timeout,
+                self.read_timeout,
+                self.total_timeout,
+                rate=self.rate,
+                stall_after=self.stall_after,
             ),
             clock,
             telemetry=self.metrics,

@@ -44,6 +44,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "model_failed": (503, "service_unavailable_error"),
     "draining": (503, "service_unavailable_error"),
     "engine_dead": (503, "service_unavailable_error"),
+    "engine_stalled": (503, "service_unavailable_error"),
     "unavailable": (503, "service_unavailable_error"),
     "engine_timeout": (504, "timeout_error"),
     "total_timeout": (504, "timeout_error"),

@@ -82,6 +82,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         timeouts.total,
         rate=default_rates(settings.gateway),
         share_prefixes=settings.gateway.share_prefixes,
+        stall_after=settings.engine.stall_after,
     )
     service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
     authenticator = Authenticator(KeyView(settings.data_dir), clock, FailureLimiter(clock))

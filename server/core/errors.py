@@ -19,6 +19,7 @@ OnegpuError
 │   ├── QueueFull, QueueTimeout, DeadlineUnreachable
 │   ├── ModelLoading, ModelFailed, Draining
 │   ├── StoreError (server.store)   the keys cannot be read
+│   ├── EngineStalled           the engine has work and does not get on
 │   └── EngineDead              the engine stopped for good
 ├── EngineTimeout               the engine was silent for too long
 ├── TotalTimeout                the answer took longer than its model may take
@@ -212,6 +213,12 @@ class EngineDead(Unavailable):
     """The engine stopped; only a restart of the process helps."""
 
     code = "engine_dead"
+
+
+class EngineStalled(Unavailable):
+    """The engine has work and finishes no step: it hangs, or the device does."""
+
+    code = "engine_stalled"
 
 
 class EngineTimeout(OnegpuError):

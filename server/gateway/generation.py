@@ -20,6 +20,7 @@ from server.gateway.patience import Patience, TimeLimits
 from server.gateway.rate_limit import Grant
 from server.gateway.telemetry import Telemetry
 from server.gateway.ticket import Outlook, Ticket
+from server.gateway.watchdog import EngineWatch
 
 Batch = list[tuple[int, Event]]
 """Events with the number of the choice they belong to, in order."""
@@ -53,6 +54,7 @@ class GenerationContext:
     telemetry: Telemetry
     clock: Clock
     times: TimeLimits
+    engines: EngineWatch
 
 
 class Generation:
@@ -73,7 +75,9 @@ class Generation:
         self.opened_at = context.clock.monotonic()
         self._ticket = ticket
         self._grant = grant
-        self._patience = Patience(context.engine, context.times, model, context.lane.retry_after)
+        self._patience = Patience(
+            context.engine, context.engines, context.times, model, context.lane.retry_after
+        )
         self._pending: Batch = []
         self._wake = asyncio.Event()
         self._failure: Exception | None = None

@@ -9,6 +9,7 @@ from server.engine.interface import EngineState
 from server.gateway.host import Host, HostState
 from server.gateway.hosts import HostManager
 from server.gateway.line import Line
+from server.gateway.watchdog import EngineWatch, Watchdog
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +41,27 @@ class Health:
         clock: Clock,
     ) -> None:
         """Only reads from all its parts. `default`: the model without which nothing is ready."""
+        self.limits = limits
+        self.watchdog = Watchdog(clock)
+        """Looks after the parts beside the engines; each is made known to it by whoever makes it."""
         self._hosts = hosts
         self._default = default
         self._admission = admission
-        self._limits = limits
-        self._clock = clock
+        self._engines = EngineWatch(clock, limits.stall_after)
 
     def live(self) -> Verdict:
-        """Fail when only a restart helps: the first model's engine, or all, are dead or stand still.
+        """Fail when only a restart helps: engines are dead, or something stands still.
 
-        While others answer, a restart would cut them: what happened to one is told in the message.
+        Of the engines it takes the first model's, or all: while others answer, a restart would cut
+        them. What happened to one is told in the message.
         """
+        engines, others = self._live_engines(), self.watchdog.faults()
+        if not others:
+            return engines
+        told = [engines.message] if not engines.ok else []
+        return Verdict(ok=False, status="stalled", message=" ".join([*told, *others.values()]))
+
+    def _live_engines(self) -> Verdict:
         hosts = [host for host in self._hosts.hosts if host.state is HostState.READY]
         faults = {host: fault for host in hosts if (fault := self._fault(host)) is not None}
         if not faults:
@@ -71,11 +82,9 @@ class Health:
         if status.state is EngineState.DEAD:
             message = status.error or "The engine stopped."
             return Verdict(ok=False, status="dead", message=message)
-        still = self._clock.monotonic() - status.last_step
-        ready = status.state is EngineState.READY
-        if status.has_work and ready and still > self._limits.stall_after:
-            message = f"The engine has work but has not finished a step for {still:.0f} s."
-            return Verdict(ok=False, status="stalled", message=message)
+        stalled = self._engines.fault(status)
+        if stalled is not None:
+            return Verdict(ok=False, status="stalled", message=stalled.message)
         return None
 
     def ready(self) -> Verdict:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from server.core.errors import EngineTimeout, QueueTimeout, TotalTimeout
 from server.engine.interface import Engine
+from server.gateway.watchdog import EngineWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,23 @@ class Patience:
     """Looks at the event loop's clock. Used by the one reader of a generation."""
 
     def __init__(
-        self, engine: Engine, limits: TimeLimits, model: str, retry_after: Callable[[], float]
+        self,
+        engine: Engine,
+        engines: EngineWatch,
+        limits: TimeLimits,
+        model: str,
+        retry_after: Callable[[], float],
     ) -> None:
         """`model` is named in errors. Nothing runs out before `begin`."""
         self._engine = engine
+        self._engines = engines
         self._limits = limits
         self._model = model
         self._retry_after = retry_after
         self._mark: float | None = None
         self._begun_at = 0.0
         self._quiet_since = 0.0
+        self._stall_look = math.inf
         self._queue_end = math.inf
         self._end = math.inf
 
@@ -44,6 +52,7 @@ class Patience:
         """Count from now."""
         now = asyncio.get_running_loop().time()
         self._begun_at = self._quiet_since = now
+        self._stall_look = now + self._engines.soonest(self._engine.status())
         self._queue_end = now + self._limits.queue
         if self._limits.total is not None:
             self._end = now + self._limits.total
@@ -51,12 +60,14 @@ class Patience:
     def heard(self) -> None:
         """Note an event."""
         self._quiet_since = asyncio.get_running_loop().time()
+        self._stall_look = self._quiet_since + self._engines.stall_after
 
     def next_look(self, *, started: bool, waiting: bool) -> float:
         """Time at which `check` has something to look at."""
         now = asyncio.get_running_loop().time()
         queue_end = self._queue_end if waiting else math.inf
-        return min(now + self._silence(started=started) / 4, queue_end, self._end)
+        silence = now + self._silence(started=started) / 4
+        return min(silence, queue_end, self._end, self._stall_look)
 
     def check_end(self) -> None:
         """Raise `TotalTimeout` when the whole time is over."""
@@ -69,6 +80,7 @@ class Patience:
     def check(self, *, started: bool, waiting: bool) -> None:
         """Raise `TotalTimeout`, `QueueTimeout` or `EngineTimeout` for what took too long.
 
+        Raises `EngineStalled` for an engine that does not get on, whoever it works for.
         `waiting`: the engine does not have it yet; later it has a deadline of its own for a slot.
         """
         self.check_end()
@@ -79,11 +91,14 @@ class Patience:
                 "The server is busy; try later.",
                 retry_after=self._retry_after(),
             )
-        self._check_silence(now, self._silence(started=started))
+        status = self._engine.status()
+        if (stalled := self._engines.fault(status)) is not None:
+            raise stalled
+        self._stall_look = now + self._engines.soonest(status)
+        self._check_silence(now, status.last_step, self._silence(started=started))
 
-    def _check_silence(self, now: float, patience: float) -> None:
+    def _check_silence(self, now: float, last_step: float, patience: float) -> None:
         """A step is a sign of life, whoever it served: long prompts, ours or those before it, are no hang."""
-        last_step = self._engine.status().last_step
         if last_step != self._mark:
             self._mark, self._quiet_since = last_step, now
         elif now - self._quiet_since >= patience:

@@ -26,6 +26,7 @@ from server.gateway.routing import ModelRouter, Served
 from server.gateway.spec import ChatPrompt, GenerationSpec
 from server.gateway.telemetry import NullTelemetry, Telemetry
 from server.gateway.ticket import Ticket
+from server.gateway.watchdog import EngineWatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class ServiceLimits:
     tokenizer_threads: int = 2
     share_prefixes: bool = False
     """Whether one key's requests reuse what another's have computed."""
+    stall_after: float = 60.0
+    """Longest time in which an engine that has work finishes no step, then `EngineStalled`."""
 
 
 class GenerationService:
@@ -67,6 +70,7 @@ class GenerationService:
         self.hosts = hosts
         self.admission = admission
         self._clock = clock
+        self.engines = EngineWatch(clock, limits.stall_after)
         self._rate = RateLimiter(clock)
         self._telemetry = telemetry or NullTelemetry()
         self._threads = ThreadPoolExecutor(limits.tokenizer_threads, "tokenize")
@@ -83,6 +87,8 @@ class GenerationService:
         """
         served = self.router.pick(spec.model, spec.principal)
         self._check(served, spec)
+        if (stalled := self.engines.stalled(served.host)) is not None:
+            raise stalled
         patience = self._patience(served, spec)
         deadline = self._clock.monotonic() + patience.queue
         grant = self._rate.take(spec.principal.key_id, self._limits_of(spec.principal))
@@ -98,7 +104,7 @@ class GenerationService:
             grant.release()
             raise
         context = GenerationContext(
-            lease.engine, served.host.lane, self._telemetry, self._clock, patience
+            lease.engine, served.host.lane, self._telemetry, self._clock, patience, self.engines
         )
         generation = Generation(served.agent.name, context, ticket, grant, lease)
         try:

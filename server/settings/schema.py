@@ -132,7 +132,8 @@ class EngineSettings(Section):
         description="same text whatever runs beside it; q8_0, split, row by row: prefill takes 3×",
     )
     stall_after: Annotated[Duration, Field(gt=0)] = Field(
-        60.0, description="/health/live fails when work waits and no step ended for so long"
+        60.0,
+        description="no step ended for so long although there is work: requests end, /health/live fails",
     )
     warmup: bool = Field(
         default=True, description="decode once before the first request, a full batch on a GPU"

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from server.core.beat import Jobs
 from server.core.errors import ConfigError
 from server.store.migrations import MIGRATIONS, migrate, schema_version
 from server.store.refusals import StoreError, refusal
@@ -35,6 +36,8 @@ class Database:
         self.path = path
         self._connection = connection
         self._lock = threading.RLock()
+        self.writes = Jobs()
+        """The writer's sign of life, for whoever watches it."""
 
     def __enter__(self) -> Self:
         """Return itself; `close` comes at the end."""
@@ -55,7 +58,7 @@ class Database:
         What the block raises undoes it. `sqlite3.IntegrityError` comes through as it is: which
         rule of the schema was broken is the caller's to tell. Other failures are `StoreError`.
         """
-        with self._lock, translated(self.path):
+        with self.writes.job(), self._lock, translated(self.path):
             connection = self._connection
             connection.execute("BEGIN IMMEDIATE")
             try:
