@@ -57,7 +57,7 @@ def messages(config: Path | None, **options) -> list[str]:
         ),
         (
             "zebra: 1\n",
-            "c.yaml:1: zebra: unknown key; allowed here: model, models, models_dir, data_dir, modelfiles, "
+            "c.yaml:1: zebra: unknown key; allowed here: model, models, aliases, models_dir, data_dir, modelfiles, "
             "memory, hub, engine, gateway, server, logging",
         ),
         (

@@ -16,6 +16,7 @@ from server.assembly.agents import agent_of
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.keys import access_rules
 from server.assembly.machine import machine_memory, refuse_cpu_build
+from server.assembly.routes import routes_of
 from server.assembly.sizing import Sized, budget_of, grouped, sized
 from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
@@ -69,7 +70,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         if any(member.preload for member in one.group.members):
             preload.append(host)
     _check_preload(preload, budget_of(memory))
-    router = ModelRouter([served[one.name] for one in names])
+    router = ModelRouter([served[one.name] for one in names], routes_of(settings, served))
     hosts = HostManager(
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
     )

@@ -32,11 +32,15 @@ class Principal:
     def require_model(self, names: Iterable[str], asked: str) -> None:
         """Raise `ModelNotAllowed` unless it may use the model, which was `asked` for."""
         if not self.may_use(names):
-            raise ModelNotAllowed(
-                f"This API key may not use the model {asked[:200]!r}; it is limited to "
-                f"{', '.join(map(repr, self.limits.models or ()))}.",
-                param="model",
-            )
+            raise self.refused(asked)
+
+    def refused(self, asked: str) -> ModelNotAllowed:
+        """Return the error for a model that it may not use."""
+        return ModelNotAllowed(
+            f"This API key may not use the model {asked[:200]!r}; it is limited to "
+            f"{', '.join(map(repr, self.limits.models or ()))}.",
+            param="model",
+        )
 
     def require_admin(self) -> None:
         """Raise `AdminRequired` unless it may change the server."""

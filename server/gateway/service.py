@@ -85,7 +85,7 @@ class GenerationService:
         Waits while the model is loaded. Raises `ModelNotFound`, `ModelNotAllowed`,
         `InvalidRequest`, `ContextLengthExceeded`, `RateLimited` and all `Unavailable`s.
         """
-        served = self.router.pick(spec.model, spec.principal)
+        served = self.router.pick(spec.model, spec.principal, spec)
         self._check(served, spec)
         if (stalled := self.engines.stalled(served.host)) is not None:
             raise stalled

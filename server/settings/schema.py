@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.engine.prefix_index import MIN_PREFILL_ROWS
+from server.settings.aliases import Aliases
 from server.settings.gateway import GatewaySettings
 from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.machine import physical_cores
@@ -238,6 +239,10 @@ class Settings(Section):
     model: ModelSettings = Field(default_factory=ModelSettings, description="the weights")
     models: dict[ModelName, ServedModelSettings] = Field(
         default_factory=dict, description="further models, by the name they are served under"
+    )
+    aliases: Aliases = Field(
+        default_factory=dict,
+        description="names that stand for served ones: NAME: MODEL, or NAME: {MODEL: weight, …}",
     )
     models_dir: FilePath = Field(
         Path("models"), description="where downloaded weights are kept and looked for"

@@ -10,11 +10,12 @@ import pytest
 
 from server.core.errors import ModelFileError
 from server.gateway.agent import Agent
+from server.gateway.aliases import Alias
 from server.gateway.host import Host, HostSpec
 from server.gateway.hosts import HostManager
 from server.gateway.memory import Budget, Footprint
 from server.gateway.prompter import Prompter
-from server.gateway.routing import ModelRouter, Served
+from server.gateway.routing import ModelRouter, Routes, Served
 from tests.api.asking import get, post
 from tests.fakes import FakeEngine
 from tests.serving import MODEL, Stack, serve
@@ -71,6 +72,20 @@ async def test_a_card_tells_all_there_is_to_know():
         ("alias", "ready"),
         ("other", "unloaded"),
     ]
+    stack.service.shutdown()
+
+
+async def test_aliases_are_listed_with_what_they_stand_for():
+    stack = TwoModels()
+    stack.service.router.routes = Routes({"gpt": Alias("gpt", ((MODEL, 90.0), ("other", 10.0)))})
+    listed = (await get(stack, "/v1/models")).json()["data"]
+    assert [one["id"] for one in listed] == [MODEL, "alias", "other", "gpt"]
+    card = (await get(stack, "/v1/models/gpt")).json()
+    assert card == listed[-1]
+    assert card["alias_of"] == {MODEL: 90.0, "other": 10.0}
+    assert card["context_window"] == 512, "the least that a request may meet"
+    answer = await post(stack, CHAT, {**BODY, "model": "gpt", "messages": BODY["messages"]})
+    assert answer.json()["model"] == MODEL
     stack.service.shutdown()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,6 +12,7 @@ from server.api.body import read_model
 from server.api.parts import Parts
 from server.api.schemas.system import ModelRequest
 from server.core.errors import Unavailable
+from server.gateway.aliases import Alias
 from server.gateway.host import Host
 from server.gateway.hosts import dead
 from server.gateway.routing import Served
@@ -24,14 +26,20 @@ def models_router(parts: Parts) -> APIRouter:
     @router.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         """List what is served, as far as the key may use it."""
-        served = parts.service.router.usable(principal_of(request))
+        router, principal = parts.service.router, principal_of(request)
+        served = router.usable(principal)
         cards = [_card(parts, one, name) for one in served for name in one.agent.names]
+        cards += [_alias_card(parts, *found) for found in router.aliases(principal)]
         return {"object": "list", "data": cards}
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str, request: Request) -> dict[str, Any]:
         """Describe one model."""
-        return _card(parts, parts.service.router.pick(model, principal_of(request)), model)
+        router, principal = parts.service.router, principal_of(request)
+        for alias, targets in router.aliases(principal):
+            if alias.name == model:
+                return _alias_card(parts, alias, targets)
+        return _card(parts, router.pick(model, principal), model)
 
     @router.post("/models/load")
     async def load(request: Request) -> dict[str, Any]:
@@ -97,6 +105,17 @@ def _card(parts: Parts, served: Served, name: str) -> dict[str, Any]:
         "n_vocab": info.n_vocab,
         "n_ctx_train": info.n_ctx_train,
         "size": info.size_bytes,
+    }
+    return card
+
+
+def _alias_card(parts: Parts, alias: Alias, targets: Sequence[Served]) -> dict[str, Any]:
+    """Describe an alias by its first target, and by the least context that a request may meet."""
+    card = _card(parts, targets[0], alias.name)
+    card["context_window"] = min(one.agent.n_ctx for one in targets)
+    weights = dict(alias.targets)
+    card["alias_of"] = {
+        name: weights[name] for one in targets for name in one.agent.names if name in weights
     }
     return card
 
