@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from server.catalog.address import parse_address
 from server.catalog.modelfile import (
     Modelfile,
     find_modelfiles,
@@ -20,6 +21,7 @@ from server.catalog.modelfile import (
     resolve,
     served_name,
 )
+from server.catalog.references import not_on_the_hub
 from server.core.errors import ConfigError, OnegpuError
 from server.settings import EngineSettings, ModelSettings, ServedModelSettings, Settings
 from server.settings.messages import describe
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 _OF_WEIGHTS = ("n_gpu_layers", "n_cpu_moe", "adapter", "adapter_scale")
 
 Fetch = Callable[[str], Path]
-"""Finds the file of a model by path, catalogue name or hub reference; may download it."""
+"""Finds a file by path, catalogue name, hub reference or, of an adapter, address; may download it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +138,11 @@ class _Reader:
                 adapter = self._adapter(modelfile.adapter, modelfile.adapter_place)
         elif text != str(base.path):
             adapter = None  # it was made for the primary model
+        weights = text if modelfile is None else modelfile.base
+        if parse_address(weights) is not None:
+            raise not_on_the_hub(weights)
         changes = {
-            "path": self._fetch(text if modelfile is None else modelfile.base),
+            "path": self._fetch(weights),
             "adapter": adapter,
             "adapter_scale": scale,
             **{key: said[key] for key in _OF_WEIGHTS if key in said},

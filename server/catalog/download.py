@@ -1,25 +1,19 @@
-"""Pulling a model: what to take, whether there is room, and files that exist only once they are verified.
-
-Order on disk: manifest with `complete: false` → `….part` files, hashed as they come → all verified → renamed → manifest
-with `complete: true`. A process killed anywhere in between leaves something that is not served and is continued.
-"""
+"""Pulling a model from the hub: what to take, and whether it is here already."""
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from server.catalog.download_choice import QuantChooser, size_text
+from server.catalog.download_choice import QuantChooser
+from server.catalog.download_files import FilesDownload, Machine, Source
 from server.catalog.download_lock import exclusive, lock_path
 from server.catalog.download_progress import Progress, Silent
 from server.catalog.download_selection import Selector, exact_reference
 from server.catalog.download_transfer import Partial
 from server.catalog.hub import Hub, HubOptions
 from server.catalog.hub_errors import CLIENT_ERRORS, Backoff, HubError, told
-from server.catalog.hub_files import Candidate, HubFile, Listing, check_parts, parts_of
+from server.catalog.hub_files import Candidate, Listing, check_parts
 from server.catalog.library import Library
 from server.catalog.library_entries import size_of
 from server.catalog.library_manifest import (
@@ -27,28 +21,11 @@ from server.catalog.library_manifest import (
     ManifestFile,
     manifest_path,
     read_manifest,
-    sync_folder,
-    write_manifest,
 )
 from server.catalog.references import ModelRef, hub_hint
 from server.core.errors import ConfigError, ModelFileError
 
-_SPARE_BYTES = 64 << 20
 _LISTING_ATTEMPTS = 3
-_TRANSFER_ATTEMPTS = 6
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a pull needs of the machine; tests hand their own."""
-
-    free_bytes: Callable[[Path], int] = _free_bytes
-    """Bytes that may still be written to the disk of a folder."""
-    sleep: Callable[[float], None] = time.sleep
 
 
 def pull(
@@ -134,7 +111,12 @@ class _Puller:
         return targets[0]
 
     def _listing(self, repo: str, revision: str | None) -> Listing:
-        backoff = self._backoff(repo, _LISTING_ATTEMPTS)
+        backoff = Backoff(
+            _LISTING_ATTEMPTS,
+            sleep=self._machine.sleep,
+            say=self._progress.say,
+            explain=self._explaining(repo),
+        )
         while True:
             try:
                 return self._hub.listing(repo, revision)
@@ -163,82 +145,19 @@ class _Puller:
         self, name: str, listing: Listing, candidate: Candidate, targets: list[Path]
     ) -> None:
         partials = [Partial(t, f) for t, f in zip(targets, candidate.files, strict=True)]
-        self._drop_stale(partials)
-        self._check_room(partials)
-        # From here on nothing of it counts as complete, whatever becomes of this process.
+        source = Source(
+            owner="the hub",
+            lists="the hub lists",
+            advice="Try again, or another mirror.",
+            open=lambda file, start: self._hub.body(
+                listing.repo, listing.commit, file.path, start=start
+            ),
+            explain=self._explaining(listing.repo),
+        )
         manifest = self._manifest(name, listing, candidate, targets)
-        write_manifest(targets[0], manifest)
-        for partial in partials:
-            if partial.adopt():
-                self._progress.say(f"{partial.target} is there, unverified; checking it")
-            elif partial.target.exists():
-                self._progress.say(f"{partial.target} is not the hub's; it will be replaced")
-        self._recover(partials)
-        self._fetch(listing, candidate, partials)
-        for partial in partials:
-            partial.path.replace(partial.target)
-        sync_folder(targets[0].parent)
-        write_manifest(targets[0], replace(manifest, complete=True))
+        FilesDownload(partials, source, self._progress, self._machine).run(manifest)
         digests = ", ".join(partial.checksum[:12] for partial in partials)
         self._progress.say(f"verified SHA-256 {digests}: {targets[0]}")
-
-    def _drop_stale(self, partials: list[Partial]) -> None:
-        """Remove parts of another version of these files."""
-        for partial in partials:
-            for path in parts_of(partial.target):
-                if path != partial.path:
-                    self._progress.say(f"the hub has a newer file; dropping {path.name}")
-                    path.unlink()
-
-    def _check_room(self, partials: list[Partial]) -> None:
-        missing = sum(partial.missing for partial in partials)
-        folder = partials[0].target.parent
-        free = self._machine.free_bytes(folder)
-        if missing + _SPARE_BYTES > free:
-            raise HubError(
-                f"The disk of {folder} has {size_text(free)} free, and {size_text(missing)} are "
-                "still to come. Free some space, choose a smaller quantization, or another folder "
-                "(models_dir, --models-dir)."
-            )
-
-    def _recover(self, partials: list[Partial]) -> None:
-        there = sum(partial.there for partial in partials)
-        if there:
-            self._progress.begin("checking what is there", total=there, done=0)
-        try:
-            for partial in partials:
-                partial.recover(self._progress)
-        finally:
-            if there:
-                self._progress.end()
-
-    def _fetch(self, listing: Listing, candidate: Candidate, partials: list[Partial]) -> None:
-        done = sum(partial.there for partial in partials)
-        self._progress.begin(_label(partials), total=candidate.size, done=done)
-        try:
-            for partial in partials:
-                self._fetch_one(listing, partial)
-        finally:
-            self._progress.end()
-
-    def _fetch_one(self, listing: Listing, partial: Partial) -> None:
-        """Complete one file. What a killed machine left may be unsound: then it is fetched anew, once."""
-        while True:
-            backoff = self._backoff(listing.repo, _TRANSFER_ATTEMPTS)
-            partial.fetch(
-                self._hub, listing.repo, listing.commit, progress=self._progress, backoff=backoff
-            )
-            if partial.sound:
-                return
-            checksum, resumed = partial.checksum, partial.resumed
-            self._progress.advance(-partial.file.size)
-            partial.discard()
-            if not resumed:
-                raise ModelFileError(
-                    f"{partial.target.name} came with SHA-256 {checksum}, but the hub lists "
-                    f"{partial.file.sha256}. It was removed. Try again, or another mirror."
-                )
-            self._progress.say(f"{partial.target.name}: what was there is unsound; getting it anew")
 
     def _manifest(
         self, name: str, listing: Listing, candidate: Candidate, targets: list[Path]
@@ -258,17 +177,11 @@ class _Puller:
             ),
         )
 
-    def _backoff(self, repo: str, attempts: int) -> Backoff:
+    def _explaining(self, repo: str) -> Callable[[Exception], HubError]:
         def explain(error: Exception) -> HubError:
             return told(error, repo, self._hub.endpoint, has_token=self._hub.has_token)
 
-        return Backoff(attempts, sleep=self._machine.sleep, say=self._progress.say, explain=explain)
+        return explain
 
     def _waiting(self) -> None:
         self._progress.say("another process is downloading this model; waiting for it")
-
-
-def _label(partials: list[Partial]) -> str:
-    first: HubFile = partials[0].file
-    name = PurePosixPath(first.path).name
-    return name if len(partials) == 1 else f"{name} and {len(partials) - 1} more"

@@ -1,19 +1,23 @@
-"""One file from the hub to disk: continued where an earlier attempt stopped, hashed on the way."""
+"""One file from a server to disk: continued where an earlier attempt stopped, hashed on the way."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
 import httpx2
 
+from server.catalog.bodies import Body
 from server.catalog.download_progress import Progress
-from server.catalog.hub import Hub
 from server.catalog.hub_errors import CLIENT_ERRORS, Backoff, HubError
 from server.catalog.hub_files import HubFile
+
+Opener = Callable[[int], AbstractContextManager[Body]]
 
 _READ_BYTES = 1 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -22,14 +26,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 class Partial:
     """A file on its way: `<name>.<start of its SHA-256>.part` beside where it will be.
 
-    The checksum in the name keeps bytes of two versions of a file apart.
+    The checksum (or version) in the name keeps bytes of two versions of a file apart.
     """
 
-    def __init__(self, target: Path, file: HubFile) -> None:
-        """`file.sha256` must be known."""
+    def __init__(self, target: Path, file: HubFile, version: str | None = None) -> None:
+        """`version` tells a file without a known checksum from others of its name, by 12 letters or digits."""
         self.target = target
         self.file = file
-        self.path = target.with_name(f"{target.name}.{(file.sha256 or '')[:12]}.part")
+        self.path = target.with_name(f"{target.name}.{version or (file.sha256 or '')[:12]}.part")
         self.resumed = False
         """Whether bytes of an earlier run are part of it."""
         self._have = 0
@@ -52,8 +56,9 @@ class Partial:
 
     @property
     def sound(self) -> bool:
-        """Whether it is whole and its checksum is the hub's."""
-        return self._have == self.file.size and self._digest.hexdigest() == self.file.sha256
+        """Whether it is whole and its checksum the known one, where one is known."""
+        whole = self._have == self.file.size
+        return whole and self.file.sha256 in (None, self._digest.hexdigest())
 
     @property
     def checksum(self) -> str:
@@ -72,7 +77,7 @@ class Partial:
 
     @property
     def _adoptable(self) -> bool:
-        if self.path.exists() or not self.target.is_file():
+        if self.file.sha256 is None or self.path.exists() or not self.target.is_file():
             return False
         return self.target.stat().st_size == self.file.size
 
@@ -89,19 +94,18 @@ class Partial:
                 self._have += len(data)
                 progress.advance(len(data))
 
-    def fetch(
-        self, hub: Hub, repo: str, commit: str, *, progress: Progress, backoff: Backoff
-    ) -> None:
+    def fetch(self, open_from: Opener, *, progress: Progress, backoff: Backoff) -> None:
         """Append what is missing, however often the connection is lost.
 
-        Raises `HubError` when the hub refuses, gives up, or the disk is full; what came is kept.
+        `open_from` gives the file's body from a byte on. Raises `HubError` when the server refuses, gives up, or
+        the disk is full; what came is kept.
         """
         try:
             # Unbuffered: what is hashed is in the file, and a full disk has nothing left to say at its closing.
             with self.path.open("ab", buffering=0) as file:
                 while self._have < self.file.size:
                     try:
-                        self._receive(file, hub, repo, commit, progress, backoff)
+                        self._receive(file, open_from, progress, backoff)
                     except CLIENT_ERRORS as error:
                         backoff.after(error)
                 os.fsync(file.fileno())
@@ -115,15 +119,9 @@ class Partial:
         self.resumed = False
 
     def _receive(
-        self,
-        file: FileIO,
-        hub: Hub,
-        repo: str,
-        commit: str,
-        progress: Progress,
-        backoff: Backoff,
+        self, file: FileIO, open_from: Opener, progress: Progress, backoff: Backoff
     ) -> None:
-        with hub.body(repo, commit, self.file.path, start=self._have) as body:
+        with open_from(self._have) as body:
             if body.total is not None and body.total != self.file.size:
                 raise HubError(
                     f"{self.file.path} has {body.total:,} bytes where it is served, but the hub "

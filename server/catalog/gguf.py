@@ -13,6 +13,7 @@ __all__ = [
     "TensorInfo",
     "check",
     "check_parts",
+    "missing_bytes",
     "parse_header",
     "read_header",
     "read_parts",
@@ -58,10 +59,17 @@ def check_parts(path: Path) -> tuple[GgufHeader, ...]:
     return parts
 
 
+def missing_bytes(header: GgufHeader) -> int:
+    """Return how many bytes of the last tensor the file lacks; nothing or less: it is whole."""
+    if not header.tensors:
+        return 0
+    end = max(tensor.offset + tensor.n_bytes for tensor in header.tensors)
+    return header.data_offset + end - header.file_size
+
+
 def _check_complete(header: GgufHeader) -> None:
-    end = max((tensor.offset + tensor.n_bytes for tensor in header.tensors), default=0)
-    missing = header.data_offset + end - header.file_size
-    if header.tensors and missing > 0:
+    missing = missing_bytes(header)
+    if missing > 0:
         message = f"{header.path} is truncated: {missing:,} bytes of its tensors are missing. Download it again."
         raise ModelFileError(message)
 

@@ -44,6 +44,11 @@ def read_remote(fetch: Fetch, name: str) -> tuple[GgufHeader, ...]:
     return gather(first, lambda part: budget.header(str(folder / part), _SMALL_BYTES))
 
 
+def read_first(fetch: Fetch, name: str) -> GgufHeader:
+    """Do as `read_remote` does for one file, whatever it says of further parts."""
+    return _Budget(fetch).header(name, _FIRST_BYTES)
+
+
 class _Budget:
     """Fetches, and counts what it fetched."""
 

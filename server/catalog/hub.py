@@ -22,6 +22,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
 from server import __version__
+from server.catalog.bodies import Body, body_of, quiet_client, range_header, read_part
 from server.catalog.hub_errors import CLIENT_ERRORS, Backoff, HubError, told
 from server.catalog.hub_files import HubFile, Listing
 
@@ -46,16 +47,6 @@ class HubOptions:
     """Nothing is asked over the network."""
     timeout: float = 60.0
     """Seconds without a byte after which a connection counts as lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The bytes of a file from `start` on."""
-
-    start: int
-    total: int | None
-    """Bytes of the whole file, None where the server does not say."""
-    chunks: Iterator[bytes]
 
 
 class Hub:
@@ -123,18 +114,12 @@ class Hub:
         if self._token:
             # The HTTP client drops it when it is redirected to another origin.
             headers["authorization"] = f"Bearer {self._token}"
-        if start or end is not None:
-            headers["range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        headers |= range_header(start, end)
         url = hf_hub_url(repo, path, revision=commit, endpoint=self.endpoint)
         session = get_session()
         with session.stream("GET", url, headers=headers, timeout=self._timeout) as response:
             hf_raise_for_status(response)
-            begin, total = _extent(response.status_code, response.headers.get("content-range"))
-            coded = response.headers.get("content-encoding", "identity") != "identity"
-            if total is None and response.status_code == 200 and not coded:
-                length = response.headers.get("content-length")
-                total = int(length) if length else None
-            yield Body(begin, total, response.iter_bytes())
+            yield body_of(response)
 
     def read(
         self, repo: str, path: str, *, start: int, end: int, commit: str | None = None
@@ -158,19 +143,8 @@ class Hub:
     def _read(
         self, repo: str, commit: str, path: str, start: int, end: int
     ) -> tuple[bytes, int | None]:
-        data = bytearray()
         with self.body(repo, commit, path, start=start, end=end) as body:
-            skip = start - body.start
-            if skip < 0:
-                raise HubError(
-                    f"The server was asked for {path} from byte {start:,} on and sends it from "
-                    f"byte {body.start:,} on. Try again later, or another mirror."
-                )
-            for chunk in body.chunks:
-                data += chunk
-                if len(data) >= skip + end - start:
-                    break
-            return bytes(data[skip : skip + end - start]), body.total
+            return read_part(body, path, start=start, end=end), body.total
 
 
 def _file(entry: RepoSibling) -> HubFile:
@@ -188,22 +162,12 @@ def _file(entry: RepoSibling) -> HubFile:
 
 
 def _silence_the_client() -> None:
-    """Switch off what the client tells about this machine, and what its HTTP library logs.
+    """Switch off what the client tells about this machine, and what it logs.
 
     The first has no parameter, only a variable that was read at import: without it the client asks the hub for a list
-    of programs to look for in the environment. The second would put the signed addresses of files into the log. Its own
+    of programs to look for in the environment. Its own
     logger writes to standard error whatever text the hub sends as a warning.
     """
     constants.HF_HUB_DISABLE_TELEMETRY = True
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-
-
-def _extent(status: int, content_range: str | None) -> tuple[int, int | None]:
-    """Return first byte and whole size of an answer."""
-    if status != 206:
-        return 0, None
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "")
-    if match is None:
-        raise HubError(f"The hub sent a part of a file without saying which: {content_range!r}.")
-    return int(match[1]), None if match[2] == "*" else int(match[2])
+    quiet_client()

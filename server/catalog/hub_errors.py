@@ -21,6 +21,7 @@ from server.core.errors import OnegpuError
 CLIENT_ERRORS = (HfHubHTTPError, httpx2.HTTPError, HFValidationError, OfflineModeIsEnabled)
 """Everything that the client raises on purpose."""
 
+_ANSWERS = (HfHubHTTPError, httpx2.HTTPStatusError)
 _PASSING = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 _PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 300.0
@@ -28,7 +29,7 @@ _FIRST_WAIT = 1.0
 
 
 class HubError(OnegpuError):
-    """The hub cannot be reached, refuses, or has not what was asked for."""
+    """The hub, or another server of files, cannot be reached, refuses, or has not what was asked for."""
 
     code = "hub_error"
 
@@ -65,20 +66,20 @@ class Backoff:
         if asked is None or asked > _LONGEST_WAIT or self._failures >= self._attempts:
             raise self._explain(error) from error
         wait = max(asked, _FIRST_WAIT * 2 ** (self._failures - 1))
-        self._say(f"{_brief(error)}; trying again in {wait:.0f} s ({self._failures})")
+        self._say(f"{brief(error)}; trying again in {wait:.0f} s ({self._failures})")
         self._sleep(wait)
 
 
 def transient(error: Exception) -> float | None:
     """Return the seconds that the hub asks to wait (0 when it does not say); None when waiting is no use."""
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, _ANSWERS):
         if error.response.status_code not in _PASSING_STATUS:
             return None
         return float(_asked_to_wait(error) or 0)
     return 0.0 if isinstance(error, _PASSING) else None
 
 
-def _asked_to_wait(error: HfHubHTTPError) -> int | None:
+def _asked_to_wait(error: HfHubHTTPError | httpx2.HTTPStatusError) -> int | None:
     """Return the seconds of `Retry-After`, or of the `RateLimit` that huggingface.co sends instead."""
     headers = error.response.headers
     asked = headers.get("retry-after", "")
@@ -98,7 +99,7 @@ def told(error: Exception, repo: str, endpoint: str, *, has_token: bool) -> HubE
     if isinstance(error, HFValidationError):
         return HubError(f"{repo} is not a repository's name: {error}")
     return HubError(
-        f"{endpoint} cannot be reached: {_brief(error)}. Check the network, or name a mirror "
+        f"{endpoint} cannot be reached: {brief(error)}. Check the network, or name a mirror "
         "(hub.endpoint, --endpoint). What was downloaded is kept: the same command goes on."
     )
 
@@ -130,11 +131,14 @@ def _no_access(error: HfHubHTTPError, repo: str, endpoint: str, *, has_token: bo
     return f"{endpoint} has no repository {repo}, or it is private. {how}"
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """Return what went wrong in a few words, to stand within a sentence."""
     if isinstance(error, HfHubHTTPError):
         return f"the hub answered {error.response.status_code}"
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"the server answered {error.response.status_code}"
     if isinstance(error, httpx2.TimeoutException):
-        return "the hub fell silent"
+        return "the server fell silent"
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError):
         return "the connection was cut"
     text = str(error).strip().rstrip(".")

@@ -4,6 +4,7 @@ models/<owner>/<repo>/<file>.gguf         as the hub names it, parts of a split 
 models/<owner>/<repo>@<revision>/…        the same, where a branch, tag or commit was asked for
 models/<owner>/<repo>/<file>.gguf.json    manifest: repository, commit, sizes, SHA-256
 models/<owner>/<repo>/<file>.gguf.<sha>.part   on its way; never served
+models/_adapters/<host>-…/<file>.gguf     an adapter from an address that is not the hub's
 models/<anything>.gguf                    put there by hand
 """
 

@@ -78,16 +78,26 @@ def parse_reference(text: str, *, known: Collection[str]) -> ModelRef:
         if text.lower().startswith(prefix):
             return _hub_reference(text, text[len(prefix) :])
     if re.match(r"[a-z]+://", text, re.IGNORECASE):
-        raise ConfigError(
-            f"{text} is not on the hub, which gives checksums for what it sends. Download it "
-            "yourself and give the file's path."
-        )
+        raise not_on_the_hub(text)
     catalogue = _catalogue_reference(text, known)
     if catalogue is not None:
         return catalogue
     if _looks_like_a_path(text):
         return ModelRef("file", text, path=Path(text).expanduser())
     raise ConfigError(_unknown(text, known))
+
+
+def is_hub_reference(text: str) -> bool:
+    """Tell whether `text` is a hub reference by its beginning."""
+    return text.lower().startswith(_HUB_PREFIXES)
+
+
+def not_on_the_hub(text: str) -> ConfigError:
+    """Return the error for weights at an address of another server."""
+    return ConfigError(
+        f"{text} is not on the hub, which gives checksums for what it sends. Download it "
+        "yourself and give the file's path."
+    )
 
 
 def quant_name(text: str) -> str | None:

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Download NAME's weights into the models folder and print the path of the file.
 
-NAME is a name of the catalogue (qwen3:32b, qwen3:32b-q4_k_m) or a repository of the hub
-(hf:owner/repo, hf:owner/repo:Q4_K_M, hf:owner/repo/file.gguf). Without a quantization the
+NAME is a name of the catalogue (qwen3:32b, qwen3:32b-q4_k_m), a repository of the hub
+(hf:owner/repo, hf:owner/repo:Q4_K_M, hf:owner/repo/file.gguf), or the address of a LoRA adapter
+(https://host/file.gguf#sha256=…). Without a quantization the
 largest is taken that fits the GPU, or memory on a machine without one. Weights that Ollama or
 the hub's own cache hold are used where they are.
 
 An interrupted download goes on where it stopped. A file has its name only once its SHA-256 is
-the hub's."""
+the hub's, or the one that an address names."""
 
 _EPILOG = """\
 examples:
@@ -72,20 +73,26 @@ def run(options: argparse.Namespace) -> int:
 def ensure(text: str, settings: Settings) -> Path:
     """Return the file of the model that `text` names, pulling it with progress on standard error.
 
-    A path is returned as it is found. Raises `ConfigError` for a name, `ModelFileError` for a damaged or unsuitable
-    model, `HubError` for everything about network, access, disk and offline mode.
+    An address that is not the hub's is that of a LoRA adapter. A path is returned as it is found. Raises
+    `ConfigError` for a name, `ModelFileError` for a damaged or unsuitable model, `HubError` for everything about
+    network, access, disk and offline mode.
     """
+    from server.catalog.address import parse_address
+    from server.catalog.address_download import pull_adapter
     from server.catalog.download import pull
     from server.cli.pull_choice import chooser_for
     from server.cli.pull_progress import StreamProgress
 
+    hub, progress = settings.hub, StreamProgress(sys.stderr)
+    address = parse_address(text)
+    if address is not None:
+        return pull_adapter(address, settings.models_dir, progress=progress, offline=hub.offline)
     library = library_of(settings)
-    hub = settings.hub
     return pull(
         library.catalogue.parse(text),
         library,
         quant_chooser=chooser_for(settings),
-        progress=StreamProgress(sys.stderr),
+        progress=progress,
         token=hub.token,
         endpoint=hub.endpoint,
         offline=hub.offline,

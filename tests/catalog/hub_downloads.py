@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from server.catalog.catalogue_models import builtin_catalogue
-from server.catalog.download import Machine, pull
+from server.catalog.download import pull
 from server.catalog.download_choice import Chosen, QuantChooser
+from server.catalog.download_files import Machine
 from server.catalog.hub_files import Candidate
 from server.catalog.library import Library
 from tests.catalog.hub_server import HubServer

@@ -14,6 +14,8 @@ Faults, all keyed by file name and used up one by one:
     hub.failures[name] = [(status, headers), ...]   answers of the CDN before it serves; "api" for the API
     hub.hold[name] = Hold(n)           after n body bytes: sets `reached`, then waits for `release`
     hub.wrong[name] = data             what the CDN serves instead (same SHA-256 claimed)
+    hub.headers[name] = {...}          headers that the CDN sends with the file
+    hub.unsized.add(name)              the CDN does not say how long it is
     hub.ignore_ranges = True           the CDN answers 200 with the whole file
     hub.shift[name] = n                a range is answered from n bytes further on, and says so
     hub.entries[name] = {...}          what the API says of a file instead, key by key
@@ -80,6 +82,8 @@ class HubServer:
         self.failures: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
         self.hold: dict[str, Hold] = {}
         self.wrong: dict[str, bytes] = {}
+        self.headers: dict[str, dict[str, str]] = {}
+        self.unsized: set[str] = set()
         self.ignore_ranges = False
         self.shift: dict[str, int] = {}
         self.entries: dict[str, dict[str, Any]] = {}
@@ -271,7 +275,12 @@ class _CdnHandler(_Handler):
             self.answer(416, {"Content-Range": f"bytes */{len(data)}"})
             return
         self.send_response(status)
-        self.send_header("Content-Length", str(end - start))
+        for key, value in self.hub.headers.get(name, {}).items():
+            self.send_header(key, value)
+        if name in self.hub.unsized:
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(end - start))
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         self.end_headers()

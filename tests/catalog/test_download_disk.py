@@ -61,9 +61,7 @@ def test_a_disk_that_fills_up_says_how_much_is_missing(hub, tmp_path) -> None:
         HubError, match=r"is full: 300,000 bytes of .* are missing. Free some space"
     ):
         partial.fetch(
-            Hub(HubOptions(endpoint=hub.endpoint)),
-            "o/r",
-            hub.repos["o/r"].commit,
+            lambda _: Hub(HubOptions(endpoint=hub.endpoint)).body("o/r", "main", NAME),
             progress=Told(open=True),
             backoff=Backoff(1, sleep=[].append, say=[].append, explain=explain),
         )

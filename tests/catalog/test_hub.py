@@ -164,10 +164,14 @@ def test_a_connection_that_falls_silent_is_opened_again(hub, tmp_path) -> None:
         hold.release.set()
 
     backoff = Backoff(6, sleep=go_on, say=told.say, explain=lambda error: HubError(str(error)))
-    partial.fetch(reader, "o/r", found.commit, progress=told, backoff=backoff)
+    partial.fetch(
+        lambda start: reader.body("o/r", found.commit, NAME, start=start),
+        progress=told,
+        backoff=backoff,
+    )
 
     assert hold.release.is_set()
-    assert "the hub fell silent; trying again in 1 s (1)" in told.text
+    assert "the server fell silent; trying again in 1 s (1)" in told.text
     assert partial.sound
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from server.catalog.adapters import adapter_problem
+from server.catalog.address import parse_address
 from server.catalog.gguf import read_header
 from server.catalog.modelfile.syntax import Instruction, Source
-from server.core.errors import ModelFileError
+from server.core.errors import ConfigError, ModelFileError
 
 _QUANTIZED = re.compile(
     r"[-._](?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4)\.gguf(?:\?.*)?$", re.IGNORECASE
@@ -18,8 +20,13 @@ _LORA = re.compile(r"lora|adapter", re.IGNORECASE)
 def check_adapter(source: Source, line: Instruction, located: str) -> str | None:
     """Return a warning, or None. `located`: a path, or an address that holds `://` or `:`.
 
-    Raises `ConfigError` when the file is there and is not a LoRA adapter.
+    Raises `ConfigError` for an address that must not be asked, and when the file is there and is not a LoRA
+    adapter.
     """
+    try:
+        parse_address(located)
+    except ConfigError as error:
+        raise source.fail(line.value_offset, error.message) from error
     path = Path(located)
     if "://" not in located and path.is_dir():
         message = (
@@ -47,14 +54,6 @@ def _check_header(source: Source, line: Instruction, path: Path) -> None:
             "it from a PEFT directory."
         )
         raise source.fail(line.value_offset, message) from error
-    kind = header.metadata.get("general.type", "model")
-    if kind == "adapter" and header.metadata.get("adapter.type", "lora") == "lora":
-        return
-    if kind == "adapter":
-        message = f"{path} is a {header.metadata['adapter.type']} adapter; only LoRA is supported."
-    else:
-        message = (
-            f"{path} is a whole model ({header.architecture or kind}), not a LoRA adapter: use FROM "
-            f"{line.value} instead of ADAPTER."
-        )
-    raise source.fail(line.value_offset, message)
+    problem = adapter_problem(header, instead=f"use FROM {line.value} instead of ADAPTER")
+    if problem is not None:
+        raise source.fail(line.value_offset, problem)
