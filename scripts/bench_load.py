@@ -22,6 +22,8 @@ from typing import Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import uvloop
+
 from bench import paced
 from bench.load_client import Asked, Outcome, ask, closed_loop, codes, obedient, open_loop
 from bench.load_client import percentile as p
@@ -216,7 +218,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.run or runs:
         print(f"\n== {name}", flush=True)
-        asyncio.run(runs[name](argparse.Namespace(**vars(options))))
+        uvloop.run(runs[name](argparse.Namespace(**vars(options))))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from server.api.openai.models import models_router
 from server.api.parts import Parts
 from server.api.record import record_of
 from server.api.system import system_router
+from server.api.turnstile import TurnstileMiddleware
 from server.core.errors import OnegpuError
 
 
@@ -64,9 +65,12 @@ class _App(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         parts = self._parts
-        app: ASGIApp = AccessMiddleware(
-            super().build_middleware_stack(), gatekeeper=parts.gatekeeper, rules=parts.rules
+        app: ASGIApp = TurnstileMiddleware(
+            super().build_middleware_stack(),
+            service=parts.service,
+            pause=parts.limits.write_timeout,
         )
+        app = AccessMiddleware(app, gatekeeper=parts.gatekeeper, rules=parts.rules)
         if parts.rules.origins:
             # Outside of the keys: a browser's question whether it may ask carries none.
             app = CORSMiddleware(

@@ -44,7 +44,7 @@ class RequestMiddleware:
         except Exception as error:  # noqa: BLE001 - this is where they end
             await call.fail(error)
         finally:
-            endpoint = getattr(scope.get("route"), "path", UNMATCHED)
+            endpoint = record.endpoint or getattr(scope.get("route"), "path", UNMATCHED)
             self.reporter.end(record, scope["method"], scope["path"], endpoint)
 
 

@@ -21,6 +21,8 @@ class RequestRecord:
     request_id: str
     begun: float
     """Monotonic seconds."""
+    endpoint: str = ""
+    """The route's path, where the request did not come as far as the routes."""
     key: str = ""
     """Public id of the API key that it came with."""
     fingerprint: bytes = b""

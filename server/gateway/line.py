@@ -96,22 +96,16 @@ class Line:
                 "The server is shutting down and takes no new requests.",
                 retry_after=self.limits.drain_retry,
             )
-        busy = lane.outstanding - lane.ended_places
-        would_wait = max(0, busy + places - lane.slots)
-        if not would_wait:
-            return
-        waiting, limit = self.waiting, self.limits.max_queue
-        if waiting - lane.waiting + would_wait > limit:
-            self._refuse(
-                lane,
-                f"The waiting line is full: {waiting} of {limit} places are taken "
-                f"({lane.slots} requests run at once). Try again later.",
-            )
-        most = _SHARE * (limit - waiting)
-        if standing.key and self._unbegun[standing.key] >= most:
-            self._refuse(lane, "This key has its share of the waiting line. Try again later.")
-        if len(self._lanes) > 1 and lane.waiting >= most:
-            self._refuse(lane, "This model has its share of the waiting line. Try again later.")
+        if (told := self._obstacle(lane, places, standing)) is not None:
+            self._refuse(lane, told)
+
+    def turn_away(self, standing: Standing) -> None:
+        """Raise as `check` does where not one more place is to be had, whatever the model.
+
+        Of several models' times to come back the soonest is told.
+        """
+        if self.draining or all(self._obstacle(lane, 1, standing) for lane in self._lanes):
+            self.check(min(self._lanes, key=Lane.retry_after), 1, standing)
 
     def entered(self, places: int, standing: Standing) -> None:
         """Count a ticket in."""
@@ -134,6 +128,25 @@ class Line:
             self.began(ticket, ticket.places - begun)
         if self.outstanding == 0:
             self._empty.set()
+
+    def _obstacle(self, lane: Lane, places: int, standing: Standing) -> str | None:
+        """Return why so many more may not wait; None: they may, or need not."""
+        busy = lane.outstanding - lane.ended_places
+        would_wait = max(0, busy + places - lane.slots)
+        if not would_wait:
+            return None
+        waiting, limit = self.waiting, self.limits.max_queue
+        if waiting - lane.waiting + would_wait > limit:
+            return (
+                f"The waiting line is full: {waiting} of {limit} places are taken "
+                f"({lane.slots} requests run at once). Try again later."
+            )
+        most = _SHARE * (limit - waiting)
+        if standing.key and self._unbegun[standing.key] >= most:
+            return "This key has its share of the waiting line. Try again later."
+        if len(self._lanes) > 1 and lane.waiting >= most:
+            return "This model has its share of the waiting line. Try again later."
+        return None
 
     def _refuse(self, lane: Lane, message: str) -> None:
         self.counters[QueueFull.code] += 1

@@ -170,6 +170,14 @@ class RateLimiter:
 
     def take(self, key: str, limits: RateLimits) -> Grant:
         """Let one request of `key` pass or raise `RateLimited`; never waits. Refusals cost nothing."""
+        account = self.check(key, limits)
+        if account.requests is not None:
+            account.requests.level -= 1.0
+        account.running += 1
+        return Grant(account, self._clock)
+
+    def check(self, key: str, limits: RateLimits) -> _Account:
+        """Raise `RateLimited` where `take` would; takes nothing."""
         account = self._account(key, limits)
         most = limits.max_concurrent
         if most is not None and account.running >= most:
@@ -179,16 +187,13 @@ class RateLimiter:
                 retry_after=_BUSY_RETRY,
             )
         bucket = account.requests
-        if bucket is not None:
-            if (wait := bucket.wait(1.0)) > 0:
-                raise RateLimited(
-                    f"This key may send {limits.requests_per_minute:g} requests per minute, "
-                    f"{bucket.capacity:g} at once. The next one can be sent in {_seconds(wait)}.",
-                    retry_after=wait,
-                )
-            bucket.level -= 1.0
-        account.running += 1
-        return Grant(account, self._clock)
+        if bucket is not None and (wait := bucket.wait(1.0)) > 0:
+            raise RateLimited(
+                f"This key may send {limits.requests_per_minute:g} requests per minute, "
+                f"{bucket.capacity:g} at once. The next one can be sent in {_seconds(wait)}.",
+                retry_after=wait,
+            )
+        return account
 
     def windows(self, key: str, limits: RateLimits) -> dict[str, Window]:
         """Return `requests` and `tokens` of a key, as far as they are limited."""

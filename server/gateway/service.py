@@ -79,6 +79,16 @@ class GenerationService:
         """Whether a request for that model need not wait for a load. Raises as `ModelRouter.pick`."""
         return self.router.pick(name, principal).host.open
 
+    def turn_away(self, principal: Principal) -> None:
+        """Raise what every request of that one would be refused with now, if there is such a thing.
+
+        Raises `RateLimited`, `QueueFull`, `Draining`, as `open` does before it looks at a prompt.
+        """
+        self._rate.check(principal.key_id, self._limits_of(principal))
+        # While a model loads, that is what there is to tell, and not that the line is full.
+        if self.admission.draining or all(host.open for host in self.hosts.hosts):
+            self.admission.turn_away(standing(principal))
+
     async def open(self, spec: GenerationSpec) -> Generation:
         """Start what `spec` asks for; the caller must `close()` what is returned.
 

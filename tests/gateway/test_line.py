@@ -9,6 +9,7 @@ import pytest
 from server.core.errors import DeadlineUnreachable, Draining, QueueFull
 from server.gateway.drain_rate import DrainRate
 from server.gateway.fair_queue import Priority
+from server.gateway.ticket import Standing
 from tests.gateway.lining import Desk
 
 NORMAL, INTERACTIVE, BATCH = Priority.NORMAL, Priority.INTERACTIVE, Priority.BATCH
@@ -436,3 +437,20 @@ def test_a_price_is_given_once_and_for_every_place():
     ticket.price([1.0, 1.0], lambda *_: None)
     with pytest.raises(ValueError, match="twice"):
         ticket.price([1.0, 1.0], lambda *_: None)
+
+
+def test_everybody_is_turned_away_only_where_no_model_has_a_place():
+    busy = Desk(slots=1, max_queue=3)
+    other = Desk(slots=1, line=busy.line)
+    for desk, seconds in ((busy, 9.0), (other, 2.0)):
+        desk.ask("measured")
+        desk.finish(seconds=seconds)
+    for number in range(4):
+        busy.ask(f"r{number}")
+    busy.line.turn_away(Standing())
+    other.ask("last slot")
+    with pytest.raises(QueueFull, match="3 of 3") as caught:
+        busy.line.turn_away(Standing())
+    assert caught.value.retry_after == other.lane.retry_after() < busy.lane.retry_after()
+    assert busy.line.counters["queue_full"] == 1
+    assert busy.line.outstanding == 5
