@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,7 @@ from server.catalog.plan import (
     slot_table,
     verdict,
 )
+from server.catalog.plan.planning import Planner
 from server.core.errors import ConfigError, ModelFileError
 from tests.catalog.conftest import UINT32, entry
 from tests.catalog.plan_headers import (
@@ -321,6 +323,26 @@ def test_a_header_that_lies_is_refused(tmp_path, entries, message):
     path.write_bytes(made + bytes(size - len(made)))
     with pytest.raises(ModelFileError, match=message):
         read_shape(read_header(path))
+
+
+@pytest.mark.parametrize("card", [None, 8, 16, 24])
+@pytest.mark.parametrize("ram", [None, 1, 30])
+def test_a_plan_that_fits_is_the_same_plan(shapes, card, ram):
+    memory = Memory(gpu_total=card and card * GIB, cpu_available=ram and ram * GIB)
+    planner = Planner(shapes["32b"], memory)
+    for layers, kv_type, mlock in itertools.product(("all", 20), ("f16", "q4_0"), (False, True)):
+        wishes = Wishes(n_gpu_layers=layers, kv_type=kv_type, mlock=mlock)
+        planned = planner.plan(wishes)
+        assert planner.fitting(wishes) == (planned if planned.fits else None)
+
+
+def test_weights_that_alone_exceed_the_card_need_no_look_at_the_graph(shapes, monkeypatch):
+    def looked(*_):
+        raise AssertionError("the graph takes most of the time")
+
+    monkeypatch.setattr("server.catalog.plan.planning.compute_bytes", looked)
+    for memory in (Memory(gpu_total=16 * GIB), Memory(cpu_available=4 * GIB)):
+        assert Planner(shapes["32b"], memory).fitting(Wishes(n_gpu_layers="all")) is None
 
 
 def test_a_missing_key_is_named(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from server.catalog.plan.planning import (
@@ -11,9 +11,9 @@ from server.catalog.plan.planning import (
     Memory,
     Plan,
     Planner,
-    Wishes,
 )
 from server.catalog.plan.shape import ModelShape
+from server.catalog.plan.wishes import Wishes
 
 KV_ORDER = ("f16", "q8_0", "q4_0")
 """From the most exact to the smallest."""
@@ -75,16 +75,20 @@ class _Search:
             for count in range(most, 0, -1) if slots == "auto" else [most]:
                 yield count, context
 
-    def _plan(self, **changes: object) -> Plan | None:
-        """Plan a variant of the wishes; None for a context that the wished cells cannot hold."""
+    def _variant(self, changes: Mapping[str, object]) -> Wishes | None:
+        """Return the wishes with changes; None for a context that the wished cells cannot hold."""
         wishes = replace(self.wishes, **changes)  # type: ignore[arg-type]
         if wishes.kv_cells != "auto" and wishes.n_ctx != "auto" and wishes.kv_cells < wishes.n_ctx:
             return None
-        return self.planner.plan(wishes)
+        return wishes
+
+    def _plan(self, **changes: object) -> Plan | None:
+        wishes = self._variant(changes)
+        return None if wishes is None else self.planner.plan(wishes)
 
     def _try(self, **changes: object) -> Plan | None:
-        found = self._plan(**changes)
-        return found if found is not None and found.fits else None
+        wishes = self._variant(changes)
+        return None if wishes is None else self.planner.fitting(wishes)
 
     def _whole(self) -> Plan | None:
         """Try with the layers as wished, `auto` being all of them."""
@@ -221,11 +225,11 @@ class _Search:
 def most_slots(planner: Planner, wishes: Wishes, kv_type: str, n_ctx: int) -> int:
     """Count the slots of `n_ctx` tokens that fit at once, up to 64; 0 when not even one does."""
     fixed = replace(wishes, kv_type=kv_type, n_ctx=n_ctx, kv_cells="auto")
-    one = planner.plan(replace(fixed, slots=1))
-    if not one.fits:
+    one = planner.fitting(replace(fixed, slots=1))
+    if one is None:
         return 0
     slots = _by_kv_alone(one)
-    while slots > 1 and not planner.plan(replace(fixed, slots=slots)).fits:
+    while slots > 1 and planner.fitting(replace(fixed, slots=slots)) is None:
         slots -= 1
     return slots
 

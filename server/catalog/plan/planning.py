@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from server.catalog.plan.allocator import padded
 from server.catalog.plan.blocks import Run
 from server.catalog.plan.compute import ComputeBytes, compute_bytes, is_replayed
-from server.catalog.plan.kv import KV_BLOCKS, KvBytes, allocated_cells, kv_bytes
+from server.catalog.plan.kv import KvBytes, allocated_cells, kv_bytes
 from server.catalog.plan.shape import ModelShape
 from server.catalog.plan.weights import (
     ALL_REPACKED,
@@ -17,9 +17,7 @@ from server.catalog.plan.weights import (
     first_gpu_layer,
     weight_bytes,
 )
-from server.core.errors import ConfigError
-
-Auto = Literal["auto"]
+from server.catalog.plan.wishes import Wishes, check_wishes
 
 MIB = 1 << 20
 CUDA_CONTEXT = 512 * MIB
@@ -30,47 +28,10 @@ _BYTES_PER_TOKEN_TEXT = 320
 """Texts, pieces and hash entries of one vocabulary token, in llama.cpp and in Python."""
 _COMPUTE_MARGIN = 20
 """CUDA's fused operations keep a few tensors longer: one part in so many is added to its buffer."""
-_MOST_SLOTS = 256
 _MANY_ROWS = 8
 """From so many rows for each slot on, a full ubatch is the larger graph beyond doubt."""
 
 DEFAULT_SLOTS, DEFAULT_N_CTX = 4, 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What somebody asks for; `auto` leaves it to the planner."""
-
-    slots: int | Auto = "auto"
-    n_ctx: int | Auto = "auto"
-    kv_cells: int | Auto = "auto"
-    """`auto`: slots × n_ctx."""
-    kv_type: str = "auto"
-    n_gpu_layers: int | Literal["auto", "all"] = "auto"
-    n_ubatch: int = 512
-    n_batch: int = 512
-    kv_layout: Literal["auto", "unified", "split"] = "auto"
-    n_cpu_moe: int | Auto = "auto"
-    flash_attention: Literal["auto", "on", "off"] = "auto"
-    mmap: bool = True
-    mlock: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what no model could have."""
-        for name, most in (
-            ("slots", _MOST_SLOTS),
-            ("n_ctx", 1 << 24),
-            ("kv_cells", 1 << 28),
-            ("n_ubatch", 1 << 16),
-            ("n_batch", 1 << 16),
-        ):
-            value = getattr(self, name)
-            if value != "auto" and not 1 <= value <= most:
-                raise ConfigError(f"{name} must be auto or 1 to {most}, not {value}.")
-        if self.kv_type not in ("auto", *KV_BLOCKS):
-            raise ConfigError(
-                f"kv_type must be auto or one of {', '.join(KV_BLOCKS)}, not {self.kv_type!r}."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +133,18 @@ class Plan:
         return " ".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What lies where, before the graph is looked at, which takes the most time."""
+
+    wishes: Wishes
+    """With no `auto` left."""
+    cache: KvBytes
+    where: Placement
+    run: Run
+    unified: bool
+
+
 class Planner:
     """Plans configurations of one model for one machine, and remembers what they have in common."""
 
@@ -209,13 +182,28 @@ class Planner:
 
     def plan(self, wishes: Wishes) -> Plan:
         """Work out one configuration. Raises `ConfigError` for wishes that contradict each other."""
+        return self._assemble(self._layout(wishes))
+
+    def fitting(self, wishes: Wishes) -> Plan | None:
+        """Do as `plan` does; None for what does not fit, which weights and KV cache alone often tell."""
+        layout = self._layout(wishes)
+        weights, cache, memory = self._weights_of(layout.where), layout.cache, self.memory
+        kept = weights.cpu - (0 if layout.wishes.mlock else weights.evictable) + cache.cpu
+        if weights.gpu + cache.gpu > memory.gpu_limit:
+            return None
+        if memory.cpu_available is not None and kept > memory.cpu_available:
+            return None
+        found = self._assemble(layout)
+        return found if found.fits else None
+
+    def _layout(self, wishes: Wishes) -> _Layout:
         wishes = self.resolve(wishes)
         slots, n_ctx, kv_cells = int(wishes.slots), int(wishes.n_ctx), int(wishes.kv_cells)
         unified = wishes.kv_layout == "unified" or (
             wishes.kv_layout == "auto" and wishes.n_ubatch > 1
         )
         flash = wishes.flash_attention != "off"
-        _check(wishes, n_ctx, kv_cells, unified=unified, flash=flash)
+        check_wishes(wishes, n_ctx, kv_cells, unified=unified, flash=flash)
         where = Placement(
             int(wishes.n_gpu_layers),
             int(wishes.n_cpu_moe),
@@ -229,12 +217,11 @@ class Planner:
         split = split if where.has_gpu else self.all_layers
         cache = kv_bytes(self.shape, wishes.kv_type, split, cells, slots=slots, flash=flash)
         run = _largest_run(wishes, slots, cells, unified=unified, flash=flash)
-        return self._assemble(wishes, cache, where, run, unified=unified)
+        return _Layout(wishes, cache, where, run, unified)
 
-    def _assemble(
-        self, wishes: Wishes, cache: KvBytes, where: Placement, run: Run, *, unified: bool
-    ) -> Plan:
+    def _assemble(self, layout: _Layout) -> Plan:
         shape, memory = self.shape, self.memory
+        wishes, cache, where, run = layout.wishes, layout.cache, layout.where, layout.run
         weights = self._weights_of(where)
         compute = self._compute_of(where, run)
         output = int(wishes.slots) * shape.n_vocab * 4
@@ -270,7 +257,7 @@ class Planner:
             n_ctx=int(wishes.n_ctx),
             kv_cells=int(wishes.kv_cells),
             kv_type=wishes.kv_type,
-            kv_layout="unified" if unified else "split",
+            kv_layout="unified" if layout.unified else "split",
             n_ubatch=wishes.n_ubatch,
             flash_attention=run.flash,
             estimated=not is_replayed(shape),
@@ -317,21 +304,6 @@ def _largest_run(
         flash=flash,
         kv_type=wishes.kv_type,
     )
-
-
-def _check(wishes: Wishes, n_ctx: int, kv_cells: int, *, unified: bool, flash: bool) -> None:
-    if kv_cells < n_ctx:
-        raise ConfigError(
-            f"kv_cells ({kv_cells}) must hold at least one full context: raise it, or lower n_ctx ({n_ctx})."
-        )
-    if not unified and wishes.kv_cells not in ("auto", int(wishes.slots) * n_ctx):
-        raise ConfigError(
-            "The split layout gives every slot n_ctx cells: leave kv_cells out, or take the unified layout."
-        )
-    if not flash and KV_BLOCKS[wishes.kv_type][0] > 1:
-        raise ConfigError(
-            f"A {wishes.kv_type} value cache needs flash attention: set flash_attention to auto or on."
-        )
 
 
 def plan(shape: ModelShape, wishes: Wishes, memory: Memory) -> Plan:

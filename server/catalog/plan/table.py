@@ -8,8 +8,9 @@ from dataclasses import replace
 from server.catalog.plan.choosing import KV_ORDER, Choice, gib, most_slots
 from server.catalog.plan.compute import is_replayed
 from server.catalog.plan.kv import KV_BLOCKS
-from server.catalog.plan.planning import Memory, Plan, Planner, Wishes
+from server.catalog.plan.planning import Memory, Plan, Planner
 from server.catalog.plan.shape import ModelShape
+from server.catalog.plan.wishes import Wishes
 
 _CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _STEPS = 8
