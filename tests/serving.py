@@ -15,12 +15,14 @@ from fastapi import FastAPI
 from server.api.access import AccessRules, Gatekeeper
 from server.api.app import create_app
 from server.api.early import EarlyAnswers
+from server.api.keyed import Head
 from server.api.limits import ApiLimits
 from server.api.parts import Parts
 from server.api.report import Reporter
 from server.assembly.connections import ConnectionLimits, bounded
 from server.core.clock import Clock, SystemClock
 from server.gateway.agent import Agent
+from server.gateway.answers import AnswerKeeper, AnswerLimits
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
 from server.gateway.health import Health, HealthLimits
@@ -33,6 +35,7 @@ from server.gateway.rate_limit import RateLimits
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
+from server.ops.metrics_answers import AnswersCollector
 from tests.fakes import FakeEngine
 
 MODEL = "fake-model"
@@ -55,6 +58,7 @@ class Stack:
     rate: RateLimits = field(default_factory=RateLimits)
     total_timeout: float | None = None
     stall_after: float = 60.0
+    kept: AnswerLimits = field(default_factory=AnswerLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     idle_timeout: int = 5
     url: str = ""
@@ -84,12 +88,15 @@ class Stack:
             clock,
             telemetry=self.metrics,
         )
+        self.answers = AnswerKeeper[Head](self.kept, clock)
+        self.metrics.add(AnswersCollector(self.answers))
         limits = HealthLimits(stall_after=5.0)
         self.health = Health(self.hosts, host, self.admission, limits, clock)
         self.reporter = Reporter(self.metrics, clock)
         self.parts = Parts(
             service=self.service,
             health=self.health,
+            answers=self.answers,
             reporter=self.reporter,
             render_metrics=self.metrics.render,
             gatekeeper=self.gatekeeper or without_keys(clock),

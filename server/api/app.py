@@ -40,6 +40,7 @@ _EXPOSED = (
     "openai-processing-ms",
     "x-ignored-fields",
     "x-onegpu-dropped-turns",
+    "idempotency-replayed",
     *(
         f"x-ratelimit-{what}-{of}"
         for what in ("limit", "remaining", "reset")
@@ -68,6 +69,7 @@ class _App(FastAPI):
         app: ASGIApp = TurnstileMiddleware(
             super().build_middleware_stack(),
             service=parts.service,
+            answers=parts.answers,
             pause=parts.limits.write_timeout,
         )
         app = AccessMiddleware(app, gatekeeper=parts.gatekeeper, rules=parts.rules)

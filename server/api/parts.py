@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from server.api.access import AccessRules, Gatekeeper
 from server.api.limits import ApiLimits
 from server.api.report import Reporter
 from server.core.clock import Clock
+from server.gateway.answers import AnswerKeeper
 from server.gateway.health import Health
 from server.gateway.service import GenerationService
 
@@ -22,6 +24,8 @@ class Parts:
 
     service: GenerationService
     health: Health
+    answers: AnswerKeeper[Any]
+    """Of requests with an idempotency key; `server.api.keyed` says what heads they have."""
     reporter: Reporter
     render_metrics: RenderMetrics
     gatekeeper: Gatekeeper

@@ -32,6 +32,8 @@ class RequestRecord:
     """Code of the error that the client was told, in the answer or in its stream."""
     windows: Callable[[], dict[str, Window]] | None = None
     """What is left of the key's limits; None where they do not matter."""
+    replayed: bool = False
+    """Answered by what another request's work has made, or makes."""
     generations: list[Generation] = field(default_factory=list)
 
     @property

@@ -65,11 +65,13 @@ def _facts(record: RequestRecord, seconds: float) -> dict[str, object]:
         facts["key"] = record.key
     if record.error is not None:
         facts["code"] = record.error
+    if record.replayed:
+        facts["replayed"] = True
     for generation in record.generations:
         facts["prompt_tokens"] = generation.prompt_tokens
         facts["cached_tokens"] = generation.cached_tokens
         facts["completion_tokens"] = generation.completion_tokens
-        if not generation.complete:
+        if generation.closed and not generation.complete:
             facts["aborted"] = True
         if (first := generation.seconds_to_first_token) is not None:
             facts["first_token_ms"] = round(first * 1000, 1)

@@ -35,6 +35,8 @@ class EventStream(EventSourceResponse):
         """
         super().__init__(body, headers=headers, ping=0, sep="\n", send_timeout=send_timeout)
         self.data_sender_callable = self._watch_reader
+        self.told = dict(headers or {})
+        """The headers that are this answer's own."""
         self._body = body
         self._close = close
         self._patience = send_timeout
@@ -45,6 +47,15 @@ class EventStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
+            self._close()
+
+    async def divert(self, write: Callable[[bytes], None]) -> None:
+        """Give the body to `write` instead of sending it. Returns or raises only after `close`."""
+        try:
+            async for chunk in self._body:
+                write(chunk)
+        finally:
+            await self._body.aclose()
             self._close()
 
     async def _stream_response(self, send: Send) -> None:

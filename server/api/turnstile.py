@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.access import KEY as PRINCIPAL
 from server.api.errors import refuse
+from server.api.keyed import HEADER
 from server.api.record import KEY as RECORD
 from server.api.record import RequestRecord
 from server.core.errors import OnegpuError
+from server.gateway.answers import AnswerKeeper
 from server.gateway.service import GenerationService
 
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -29,10 +32,18 @@ _MOST_READ = 65536
 class TurnstileMiddleware:
     """Answers for the line and for the key's limits where the body makes no difference."""
 
-    def __init__(self, app: ASGIApp, *, service: GenerationService, pause: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        service: GenerationService,
+        answers: AnswerKeeper[Any],
+        pause: float,
+    ) -> None:
         """`app` is the next one inwards; `pause`: how long a body may stop coming, in seconds."""
         self.app = app
         self.service = service
+        self.answers = answers
         self.pause = pause
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,8 +55,10 @@ class TurnstileMiddleware:
         try:
             self.service.turn_away(principal)
         except OnegpuError as error:
-            refusal = refuse(error)
+            refusal = None if self._replays(scope) else refuse(error)
         else:
+            refusal = None
+        if refusal is None:
             await self.app(scope, receive, send)
             return
         record: RequestRecord = scope[RECORD]
@@ -53,6 +66,11 @@ class TurnstileMiddleware:
         record.windows = functools.partial(self.service.windows, principal)
         await self._read(receive)
         await refusal.response()(scope, receive, send)
+
+    def _replays(self, scope: Scope) -> bool:
+        """Whether it may be a retry, which asks for no place and counts as no request."""
+        key = Headers(scope=scope).get(HEADER)
+        return key is not None and self.answers.has(scope[PRINCIPAL].key_id, key)
 
     async def _read(self, receive: Receive) -> None:
         """Take the body, if it comes: to close while some is unread resets the connection."""

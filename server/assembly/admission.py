@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from server.gateway.answers import AnswerLimits
 from server.gateway.line import LineLimits
 from server.gateway.rate_limit import RateLimits
-from server.settings.gateway import GatewaySettings
+from server.settings.gateway import GatewaySettings, IdempotencySettings
 
 
 def line_limits(gateway: GatewaySettings) -> LineLimits:
     """Return the bounds of the line."""
     return LineLimits(
         gateway.max_queue, interactive_slots=gateway.interactive_slots, aging=gateway.aging
+    )
+
+
+def answer_limits(idempotency: IdempotencySettings) -> AnswerLimits:
+    """Return the bounds of what is kept for retries."""
+    return AnswerLimits(
+        idempotency.grace, idempotency.lifetime, idempotency.max_answers, idempotency.max_size
     )
 
 

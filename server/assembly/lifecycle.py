@@ -148,6 +148,7 @@ class Lifecycle:
         """Admit nothing new; let what runs finish, at most for the grace."""
         admission, grace = self._parts.admission, self._settings.server.shutdown_grace
         admission.drain()
+        self._parts.answers.drain()
         log.info("Shutting down: %d requests have %.0f s to finish", admission.outstanding, grace)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):

@@ -8,10 +8,11 @@ from typing import Any
 
 from server import __version__
 from server.api.app import create_app
+from server.api.keyed import Head
 from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
 from server.api.report import Reporter
-from server.assembly.admission import default_rates, line_limits
+from server.assembly.admission import answer_limits, default_rates, line_limits
 from server.assembly.agents import agent_of
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.keys import access_rules
@@ -22,6 +23,7 @@ from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
 from server.core.clock import Clock
 from server.core.errors import ConfigError
+from server.gateway.answers import AnswerKeeper
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
 from server.gateway.health import Health, HealthLimits
@@ -33,6 +35,7 @@ from server.gateway.prompter import Prompter
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
+from server.ops.metrics_answers import AnswersCollector
 from server.settings import Settings
 from server.store.key_view import KeyView
 
@@ -46,6 +49,7 @@ class Parts:
     preload: tuple[Host, ...]
     """Loaded at start, in this order; without the first one there is no server."""
     admission: Line
+    answers: AnswerKeeper[Head]
     service: GenerationService
     authenticator: Authenticator
     reporter: Reporter
@@ -75,6 +79,8 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
     )
     metrics = Metrics(hosts.hosts, admission)
+    answers = AnswerKeeper[Head](answer_limits(settings.gateway.idempotency), clock)
+    metrics.add(AnswersCollector(answers))
     reporter = Reporter(metrics, clock)
     timeouts = settings.gateway.timeout
     limits = ServiceLimits(
@@ -92,6 +98,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         ApiParts(
             service=service,
             health=Health(hosts, router.default.host, admission, stall, clock),
+            answers=answers,
             reporter=reporter,
             render_metrics=metrics.render,
             gatekeeper=authenticator,
@@ -111,6 +118,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         router,
         tuple(preload),
         admission,
+        answers,
         service,
         authenticator,
         reporter,

@@ -13,6 +13,7 @@ OnegpuError
 │   ├── TooManyFailures         no valid key, again and again; `retry_after`
 │   ├── ModelNotFound
 │   ├── RequestTooLarge         the body is over the limit
+│   ├── IdempotencyMismatch     an idempotency key with another request than before
 │   ├── RateLimited             a key's own limit; `retry_after` says when it allows more
 │   └── ClientStalled           the client stopped sending or reading
 ├── Unavailable                 the server's state; `retry_after` says when to come back
@@ -143,6 +144,12 @@ class RequestTooLarge(RequestError):
     """The body is over `server.max_request_size`."""
 
     code = "request_too_large"
+
+
+class IdempotencyMismatch(RequestError):
+    """An idempotency key came with another request than before."""
+
+    code = "idempotency_mismatch"
 
 
 class RateLimited(RequestError):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from server.gateway.host import Host
 from server.gateway.line import Line
@@ -44,6 +45,10 @@ class Metrics:
         self._gap = self._histogram(
             "token_gap_seconds", "Time between two arrivals of tokens of one choice.", _GAPS
         )
+
+    def add(self, collector: Collector) -> None:
+        """Expose what another part tells of itself, too."""
+        self._registry.register(collector)
 
     def render(self) -> tuple[bytes, str]:
         """Return the text and its content type."""

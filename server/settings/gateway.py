@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from server.settings.quantities import Duration, Kind
+from server.settings.quantities import Duration, Kind, Size
 from server.settings.values import PositiveInt, Section, whole_as_float
 
 
@@ -44,6 +44,21 @@ class RateLimitSettings(Section):
     )
 
 
+class IdempotencySettings(Section):
+    """Requests with an Idempotency-Key."""
+
+    grace: Duration = Field(
+        30.0, description="how long an answer that its client lost is worked on"
+    )
+    lifetime: Duration = Field(600.0, description="how long a complete answer is kept for retries")
+    max_answers: Annotated[int, Field(ge=0)] = Field(
+        1000, description="complete answers kept; further ones drive out the oldest"
+    )
+    max_size: Annotated[Size, Field(ge=0)] = Field(
+        64 * 2**20, description="memory of all of them together, likewise"
+    )
+
+
 class GatewaySettings(Section):
     """Who is let in, and who waits."""
 
@@ -64,6 +79,9 @@ class GatewaySettings(Section):
     )
     timeout: TimeoutSettings = Field(
         default_factory=TimeoutSettings, description="limits of waiting"
+    )
+    idempotency: IdempotencySettings = Field(
+        default_factory=IdempotencySettings, description="retries by Idempotency-Key"
     )
     share_prefixes: bool = Field(
         default=False,

@@ -31,7 +31,18 @@ async def told(stack: Stack, *preloaded: str) -> str:
     admission, service, hosts = stack.admission, stack.service, stack.hosts
     keys = without_keys(stack.parts.clock)
     reporter = stack.reporter
-    parts = Parts(hosts, router, tuple(preload), admission, service, keys, reporter, stack.app, ())
+    parts = Parts(
+        hosts,
+        router,
+        tuple(preload),
+        admission,
+        stack.answers,
+        service,
+        keys,
+        reporter,
+        stack.app,
+        (),
+    )
     stack.service.shutdown()
     return _announcement("http://here", parts)
 

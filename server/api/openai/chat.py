@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
-from server.api.disconnect import unless_disconnected
+from server.api.keyed import respond
 from server.api.openai.head import AnswerHead, head_of
 from server.api.openai.streaming import open_generation, stream, whole
 from server.api.openai.wire import FINISH, encode
@@ -37,8 +37,10 @@ def chat_router(parts: Parts) -> APIRouter:
             def writer(generation: Generation) -> ChatStream:
                 return ChatStream(head_of(parts, spec, generation), with_usage=with_usage)
 
-            return await stream(parts, request, spec, writer, headers)
-        return await unless_disconnected(request.receive, _answer(parts, request, spec, headers))
+            return await respond(
+                parts, request, lambda one: stream(parts, one, spec, writer, headers)
+            )
+        return await respond(parts, request, lambda one: _answer(parts, one, spec, headers))
 
     return router
 

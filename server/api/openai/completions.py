@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
-from server.api.disconnect import unless_disconnected
+from server.api.keyed import respond
 from server.api.openai.head import AnswerHead, head_of
 from server.api.openai.streaming import open_generation, stream, whole
 from server.api.openai.wire import FINISH, LegacyLogprobs, encode
@@ -40,9 +40,13 @@ def completions_router(parts: Parts) -> APIRouter:
                 echo = _echo(spec, generation) if body.echo else None
                 return CompletionStream(head, echo, with_usage=with_usage)
 
-            return await stream(parts, request, spec, writer, headers)
-        work = _answer(parts, request, spec, headers, echo=bool(body.echo))
-        return await unless_disconnected(request.receive, work)
+            return await respond(
+                parts, request, lambda one: stream(parts, one, spec, writer, headers)
+            )
+        echo = bool(body.echo)
+        return await respond(
+            parts, request, lambda one: _answer(parts, one, spec, headers, echo=echo)
+        )
 
     return router
 

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.deadline import seconds_given
-from server.api.disconnect import unless_disconnected
 from server.api.errors import refuse
 from server.api.openai.head import AnswerHead
 from server.api.openai.opening import Opening
@@ -21,6 +20,7 @@ from server.api.openai.wire import encode
 from server.api.parts import Parts
 from server.api.record import RequestRecord, record_of
 from server.api.sse import EventStream
+from server.gateway.answers import Passing
 from server.gateway.generation import Batch, Generation
 from server.gateway.spec import GenerationSpec
 
@@ -78,31 +78,26 @@ async def stream(
     still has an HTTP status.
     """
     hold = parts.limits.stream_hold
-
-    async def work() -> Response:
-        opening = None
-        until = asyncio.get_running_loop().time() + hold
-        if parts.service.ready(spec.model, spec.principal):
-            generation = await open_generation(parts, request, spec)
-        else:
-            opening = Opening(open_generation(parts, request, spec))
-            opened = await opening.within(hold)
-            if opened is None:
-                return _response(
-                    parts, _loading(parts, request, spec, opening, writer), opening.close, headers
-                )
-            generation = opened
-        try:
-            chunks = writer(generation)
-            left = max(0.0, until - asyncio.get_running_loop().time())
-            first = await generation.first_events(left)
-        except BaseException:
-            generation.close()
-            raise
-        body = _body(parts, record_of(request), generation, chunks, first=first)
-        return _response(parts, body, generation.close, {**headers, **_told(generation)})
-
-    return await unless_disconnected(request.receive, work())
+    until = asyncio.get_running_loop().time() + hold
+    if parts.service.ready(spec.model, spec.principal):
+        generation = await open_generation(parts, request, spec)
+    else:
+        opening = Opening(open_generation(parts, request, spec))
+        opened = await opening.within(hold)
+        if opened is None:
+            return _response(
+                parts, _loading(parts, request, spec, opening, writer), opening.close, headers
+            )
+        generation = opened
+    try:
+        chunks = writer(generation)
+        left = max(0.0, until - asyncio.get_running_loop().time())
+        first = await generation.first_events(left)
+    except BaseException:
+        generation.close()
+        raise
+    body = _body(parts, record_of(request), generation, chunks, first=first)
+    return _response(parts, body, generation.close, {**headers, **_told(generation)})
 
 
 def _response(
@@ -172,13 +167,13 @@ def _comment(generation: Generation) -> bytes:
     """Tell the place in the line, or just that the server is at work."""
     status = generation.queue_status()
     if status is None:
-        return b": processing\n\n"
+        return Passing(b": processing\n\n")
     wait = "" if status.seconds is None else f", about {max(1, round(status.seconds))} s"
-    return f": queued {status.position}/{status.waiting}{wait}\n\n".encode()
+    return Passing(f": queued {status.position}/{status.waiting}{wait}\n\n".encode())
 
 
 def _load_comment(parts: Parts, spec: GenerationSpec) -> bytes:
     """Tell how far the model is."""
     host = parts.service.router.pick(spec.model).host
     left = parts.service.hosts.loading(host).retry_after or 0
-    return f": loading {host.progress():.0%}, about {max(1, round(left))} s\n\n".encode()
+    return Passing(f": loading {host.progress():.0%}, about {max(1, round(left))} s\n\n".encode())
