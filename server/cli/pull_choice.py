@@ -75,7 +75,10 @@ def plan_line(paths: Sequence[Path], settings: Settings) -> str:
     from server.core.errors import OnegpuError
 
     try:
-        shape = read_shape([read_header(path) for path in paths])
+        headers = [read_header(path) for path in paths]
+        if headers[0].metadata.get("general.type") == "adapter":
+            return "an adapter, which is planned with its model"
+        shape = read_shape(headers)
         choice = choose(shape, planned_wishes(settings), planned_memory(settings))
     except OnegpuError as error:
         return f"unknown: {error.message}"

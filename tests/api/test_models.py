@@ -63,6 +63,7 @@ async def test_a_card_tells_all_there_is_to_know():
     card = (await get(stack, "/v1/models/other")).json()
     assert card["state"] == "unloaded"
     assert (card["context_window"], card["slots"], card["load_progress"]) == (512, 2, 0.0)
+    assert card["max_tokens"] == 512, "the default is 2048, but no answer outgrows the context"
     assert (card["memory"], card["owned_by"]) == ({"gpu": 0, "cpu": 1}, "onegpu")
     assert (card["expires_at"], card["error"]) == (None, None)
     assert card["description"] == "for tests"

@@ -12,9 +12,11 @@ import pytest
 from server.catalog.catalogue_models import builtin_catalogue
 from server.cli.main import main
 from server.cli.pull_progress import StreamProgress, duration
+from tests.adapters import AdapterSpec, write_adapter
 from tests.catalog.conftest import gguf
 from tests.catalog.hub_server import HubServer
 from tests.fakes import FakeClock
+from tests.models import ModelSpec
 
 QWEN = "Qwen/Qwen3-0.6B-GGUF"
 FILE = "Qwen3-0.6B-Q8_0.gguf"
@@ -174,6 +176,15 @@ def test_show_says_whether_it_fits(onegpu) -> None:
     assert re.search(r"^plan +fits with 4 × 4096 tokens of \w+ KV: ", out, re.MULTILINE)
     assert re.search(r"^parameters +3\.74M$", out, re.MULTILINE)
     assert re.search(r"^chat template +yes$", out, re.MULTILINE)
+
+
+def test_show_says_of_an_adapter_what_it_is(onegpu, tmp_path) -> None:
+    adapter = write_adapter(tmp_path / "a.gguf", AdapterSpec(), ModelSpec())
+
+    status, out, _ = onegpu("show", str(adapter))
+
+    assert status == 0
+    assert re.search(r"^plan +an adapter, which is planned with its model$", out, re.MULTILINE)
 
 
 def test_show_notices_bytes_that_changed(hub, onegpu) -> None:

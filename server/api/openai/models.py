@@ -82,7 +82,7 @@ def _card(parts: Parts, served: Served, name: str) -> dict[str, Any]:
         "state": state(host),
         "load_progress": round(host.progress(), 3),
         "context_window": agent.n_ctx,
-        "max_tokens": agent.default_max_tokens,
+        "max_tokens": min(agent.default_max_tokens, agent.n_ctx),
         "slots": host.spec.slots,
         "memory": {"gpu": host.spec.footprint.gpu, "cpu": host.spec.footprint.cpu},
         "weights": host.spec.name,
