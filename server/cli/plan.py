@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Say what MODEL takes on the GPU and in system memory, and which slots × context fit, before
 anything is loaded or downloaded: only the header of the file is read, of a file on the hub by
-range requests (6 MB for a vocabulary of 150,000 tokens).
+range requests (8 MB for a vocabulary of 150,000 tokens).
 
 Any wish may be auto (the default): then the best that fits is chosen. Everything on the GPU
 comes first, then the most exact KV type, then more slots and longer contexts."""
