@@ -36,6 +36,7 @@ from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from server.ops.metrics_answers import AnswersCollector
+from server.ops.metrics_keys import KeyRefusalsCollector
 from tests.fakes import FakeEngine
 
 MODEL = "fake-model"
@@ -73,7 +74,9 @@ class Stack:
         n_ctx = self.engine.n_ctx
         agents = [Agent((MODEL, "alias"), n_ctx=n_ctx, default_max_tokens=64), *self.agents]
         self.hosts = HostManager([host], Budget(), clock)
+        gatekeeper = self.gatekeeper or without_keys(clock)
         self.metrics = Metrics([host], self.admission)
+        self.metrics.add(KeyRefusalsCollector(getattr(gatekeeper, "counters", {})))
         self.service = GenerationService(
             ModelRouter([Served(agent, host, prompter) for agent in agents]),
             self.hosts,
@@ -99,7 +102,7 @@ class Stack:
             answers=self.answers,
             reporter=self.reporter,
             render_metrics=self.metrics.render,
-            gatekeeper=self.gatekeeper or without_keys(clock),
+            gatekeeper=gatekeeper,
             rules=self.rules,
             limits=self.api,
             clock=clock,

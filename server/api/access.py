@@ -43,6 +43,8 @@ class AccessRules:
     """Answered without a look at keys."""
     origins: Collection[str] = ()
     """Web pages that may ask from a browser; `*`: all."""
+    hosts: Collection[str] = ()
+    """Names of this server, in small letters, beside those that every machine has for itself."""
 
     def admits(self, origin: str, host: str) -> bool:
         """Whether a page from `origin` may send a request that carries no key.
@@ -52,11 +54,22 @@ class AccessRules:
         """
         if origin in self.origins or "*" in self.origins:
             return True
-        try:
-            theirs, ours = urlsplit(origin).hostname or "", urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        return theirs == "localhost" or is_loopback(theirs) or (theirs == ours and _is_ip(theirs))
+        theirs, ours = _name(origin), _name(f"//{host}")
+        if theirs == "localhost" or is_loopback(theirs):
+            return True
+        return theirs == ours and (_is_ip(theirs) or theirs in self.hosts)
+
+    def answers_to(self, host: str, address: str) -> bool:
+        """Whether a request that carries no key, and reached `address`, may call this server `host`.
+
+        On a loopback address only names that nobody else can own will do: a page can give its own
+        name the address of this machine, and is then of the same origin, which GETs do not tell.
+        """
+        if not host or not is_loopback(address):
+            return True
+        name = _name(f"//{host}")
+        local = name == "localhost" or name.endswith(".localhost")
+        return local or _is_ip(name) or name in self.hosts
 
 
 class AccessMiddleware:
@@ -91,11 +104,20 @@ class AccessMiddleware:
         origin = headers.get("origin")
         # A key is proof enough; without one, any page in a browser on this machine could ask.
         foreign = origin is not None and not self.rules.admits(origin, headers.get("host", ""))
-        if principal.anonymous and foreign:
+        if not principal.anonymous:
+            return principal
+        if foreign:
             raise HttpError(
                 "origin_not_allowed",
                 "Web pages from elsewhere may not use this server: without API keys it answers "
                 "pages of its own address only. List theirs in server.cors_origins.",
+            )
+        reached = scope["server"][0] if scope.get("server") else ""
+        if not self.rules.answers_to(headers.get("host", ""), reached):
+            raise HttpError(
+                "host_not_allowed",
+                f"This server does not know itself as {headers['host'][:100]!r}: without API keys "
+                "it answers to localhost and to addresses only. List the name in server.host_names.",
             )
         return principal
 
@@ -123,6 +145,16 @@ def presented_key(headers: Headers) -> str | None:
 def _bearer(value: str) -> str:
     scheme, _, text = value.strip().partition(" ")
     return text.strip() if scheme.lower() == "bearer" else value
+
+
+def _name(url: str) -> str:
+    """Return the host of `//host:port` or of an origin in small letters; empty for anything else."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    whole = "@" not in parts.netloc and not (parts.path or parts.query or parts.fragment)
+    return (parts.hostname or "").rstrip(".") if whole else ""
 
 
 def _is_ip(host: str) -> bool:

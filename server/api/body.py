@@ -15,22 +15,28 @@ from server.api.record import record_of
 from server.core.errors import ClientStalled, InvalidRequest
 
 Model = TypeVar("Model", bound=BaseModel)
+_SLOWEST = 1024
+"""Bytes per second. What comes slower, and for longer than one pause, only keeps its connection."""
 
 
 async def read_body(request: Request, pause: float) -> bytes:
-    """Return the whole body. Raises `ClientStalled` when nothing comes for `pause` seconds.
+    """Return the whole body. Raises `ClientStalled` when nothing, or too little, comes for long.
 
-    The middleware bounds its size. Raises `ClientDisconnect` too.
+    Nothing for `pause` seconds, or so slowly that all of it has `pause` seconds and one more for
+    each kilobyte. The middleware bounds its size. Raises `ClientDisconnect` too.
     """
+    time = asyncio.get_running_loop().time
     chunks: list[bytes] = []
+    end = time() + pause
     while True:
         try:
-            async with asyncio.timeout(pause):
+            async with asyncio.timeout_at(min(end, time() + pause)):
                 message = await request.receive()
         except TimeoutError:
             raise ClientStalled(
-                f"The request body stopped coming for {pause:g} s; send it again."
+                f"The request body stopped coming for {pause:g} s, or came too slowly; send it again."
             ) from None
+        end += len(message.get("body", b"")) / _SLOWEST
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunks.append(message.get("body", b""))

@@ -22,6 +22,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "admin_required": (403, "permission_error"),
     "model_not_allowed": (403, "permission_error"),
     "origin_not_allowed": (403, "permission_error"),
+    "host_not_allowed": (403, "permission_error"),
     "too_many_failures": (429, "rate_limit_error"),
     "store_unavailable": (503, "service_unavailable_error"),
     "context_length_exceeded": (400, "invalid_request_error"),

@@ -44,7 +44,7 @@ def check_keys(settings: Settings, address: str) -> None:
 def access_rules(server: ServerSettings) -> AccessRules:
     """Return what is open to everybody."""
     paths = HEALTH | {METRICS} if server.open_metrics else HEALTH
-    return AccessRules(paths, server.cors_origins)
+    return AccessRules(paths, server.cors_origins, server.host_names)
 
 
 def _is_there(directory: Path) -> bool:

@@ -83,6 +83,8 @@ class Lifecycle:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Written out: without it uvicorn reads FORWARDED_ALLOW_IPS by itself.
+            forwarded_allow_ips=["127.0.0.1", "::1"],
             timeout_keep_alive=math.ceil(settings.server.idle_timeout),
             timeout_graceful_shutdown=_FLUSH_SECONDS,
         )

@@ -36,6 +36,7 @@ from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from server.ops.metrics_answers import AnswersCollector
+from server.ops.metrics_keys import KeyRefusalsCollector
 from server.settings import Settings
 from server.store.key_view import KeyView
 
@@ -78,7 +79,9 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     hosts = HostManager(
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
     )
+    authenticator = Authenticator(KeyView(settings.data_dir), clock, FailureLimiter(clock))
     metrics = Metrics(hosts.hosts, admission)
+    metrics.add(KeyRefusalsCollector(authenticator.counters))
     answers = AnswerKeeper[Head](answer_limits(settings.gateway.idempotency), clock)
     metrics.add(AnswersCollector(answers))
     reporter = Reporter(metrics, clock)
@@ -92,7 +95,6 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         stall_after=settings.engine.stall_after,
     )
     service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
-    authenticator = Authenticator(KeyView(settings.data_dir), clock, FailureLimiter(clock))
     stall = HealthLimits(settings.engine.stall_after)
     app = create_app(
         ApiParts(

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.cli.keys_options import add_limit_flags, described, duration, limits_of
+from server.cli.keys_options import add_limit_flags, described, limits_of, overlap
 from server.cli.output import output
 from server.cli.parsing import USAGE, Parser
 from server.core.errors import OnegpuError
@@ -52,7 +52,7 @@ def add_parser(commands: Commands) -> None:
     rotate = _action(actions, "rotate", _rotate, "give a key a new secret", _ROTATE)
     rotate.add_argument("key", metavar="KEY", help="the key's name or ogk_ID")
     rotate.add_argument(
-        "--overlap", metavar="TIME", type=duration, default=0.0, help="old one's end: 10m, 1d [0]"
+        "--overlap", metavar="TIME", type=overlap, default=0.0, help="old one's end: 10m, 1d [0]"
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 UNLIMITED = "unlimited"
 _LARGEST = 2**53
+_LONGEST_OVERLAP = 100 * 365.25 * 86400
 _LAST = 253_402_300_799
 """The end of the year 9999 in Unix seconds: what calendars can show."""
 
@@ -94,6 +95,14 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def overlap(text: str) -> float:
+    """Return the seconds for which an old secret counts on."""
+    seconds = duration(text)
+    if seconds > _LONGEST_OVERLAP:
+        raise argparse.ArgumentTypeError("must be 100 years or less")
+    return seconds
 
 
 def _is_duration(text: str) -> bool:

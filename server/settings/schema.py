@@ -25,6 +25,7 @@ from server.settings.values import (
     CpuExperts,
     Factor,
     GpuLayers,
+    HostNames,
     KvType,
     ModelName,
     Origins,
@@ -203,6 +204,9 @@ class ServerSettings(Section):
     open_metrics: bool = Field(default=False, description="/metrics asks for no API key")
     cors_origins: Origins = Field(
         (), description="origins whose web pages may use this server from a browser; or *"
+    )
+    host_names: HostNames = Field(
+        (), description="names by which a server without keys is asked, beside localhost"
     )
     max_request_size: Annotated[Size, Field(ge=1)] = Field(
         10_000_000, description="largest request body; a larger one gets 413"

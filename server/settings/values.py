@@ -77,6 +77,24 @@ def _origins(value: object) -> object:
     return tuple(value)
 
 
+def _host_names(value: object) -> object:
+    """Take a list, or text with commas; no ports."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(one, str) and _HOST.fullmatch(one) for one in value
+    ):
+        raise ValueError(
+            "must be a list of names such as gpu-box or gpu.example.com, without ports"
+        )
+    return tuple(one.lower().rstrip(".") for one in value)
+
+
+_HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+HostNames = Annotated[tuple[str, ...], BeforeValidator(_host_names)]
+"""Names of this server."""
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#,@*]+")
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 """Web pages' origins: scheme, host and port."""

@@ -102,6 +102,7 @@ def open_database(directory: Path) -> Database:
         with _alone(directory):
             if not path.exists():
                 _create(path)
+                _keep_name(directory)
             return Database(path, _open(path))
     except OSError as error:
         raise ConfigError(
@@ -180,6 +181,15 @@ def _create(path: Path) -> None:
         _log_ahead(new, connection)
         migrate(connection)
     new.replace(path)
+
+
+def _keep_name(directory: Path) -> None:
+    """Bring a new file's name to the disk: a power failure must not take the first key away."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _log_ahead(path: Path, connection: sqlite3.Connection) -> None:

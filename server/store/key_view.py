@@ -37,8 +37,8 @@ class KeyView:
         self._identity: tuple[int, int] | None = None
         self._version: object = None
         """Changes whenever somebody wrote to the file, and with every file."""
-        self._known: OrderedDict[str, tuple[object, StoredKey]] = OrderedDict()
-        """Keys with the version that they were read at; the ones used last at the end."""
+        self._known: OrderedDict[str, StoredKey] = OrderedDict()
+        """Keys in use as of that version; the ones used last at the end."""
         self._empty: tuple[object, bool] = (None, True)
 
     def find(self, key_id: str) -> StoredKey | None:
@@ -49,7 +49,7 @@ class KeyView:
             self._fail(error)
             if key_id not in self._known:
                 raise _unreadable() from error
-            return self._known[key_id][1]
+            return self._known[key_id]
         self._mend()
         return found
 
@@ -83,6 +83,9 @@ class KeyView:
             self._open(identity)
         version = (identity, self._rows("PRAGMA data_version")[0][0])
         if version != self._version:
+            # All that are in use, now: should the file go, a key that was revoked must stay so.
+            for key_id in tuple(self._known):
+                self._read(key_id)
             self._version = version
             self._is_empty()
         return True
@@ -103,17 +106,21 @@ class KeyView:
         return self._empty[1]
 
     def _find(self, key_id: str) -> StoredKey | None:
-        known = self._known.get(key_id)
-        if known is None or known[0] != self._version:
-            rows = self._rows("SELECT * FROM keys WHERE id = ?", key_id)
-            if not rows:
-                self._known.pop(key_id, None)
-                return None
-            known = self._known[key_id] = (self._version, stored_key(rows[0]))
-            if len(self._known) > self._capacity:
-                self._known.popitem(last=False)
+        if key_id not in self._known and not self._read(key_id):
+            return None
         self._known.move_to_end(key_id)
-        return known[1]
+        if len(self._known) > self._capacity:
+            self._known.popitem(last=False)
+        return self._known[key_id]
+
+    def _read(self, key_id: str) -> bool:
+        """Take a key as the file has it; False where it has none."""
+        rows = self._rows("SELECT * FROM keys WHERE id = ?", key_id)
+        if rows:
+            self._known[key_id] = stored_key(rows[0])
+        else:
+            self._known.pop(key_id, None)
+        return bool(rows)
 
     def _rows(self, sql: str, *parameters: str) -> list[sqlite3.Row]:
         if self._connection is None:

@@ -200,6 +200,17 @@ async def test_refusals_are_counted_by_code(keyed) -> None:
     assert 'onegpu_errors_total{code="invalid_api_key"} 3.0' in metrics
 
 
+async def test_refused_keys_are_counted_by_reason(keyed) -> None:
+    key, expired = keyed.key(), keyed.key("expired", expires=1)
+    keyed.key("revoked")
+    for presented in (None, "wrong", new_key("0123456789"), new_key("0123456789"), expired):
+        await keyed.chat(presented)
+
+    metrics = (await keyed.ask("GET", "/metrics", key)).text
+    for reason, count in {"missing": 1, "malformed": 1, "unknown": 2, "expired": 1}.items():
+        assert f'onegpu_key_refusals_total{{reason="{reason}"}} {count}.0' in metrics
+
+
 async def test_too_many_failures_are_told_when_to_come_back_and_not_to_retry(make_keyed) -> None:
     keyed = make_keyed()
     keyed.failures._most_ahead = 0.0
@@ -325,6 +336,58 @@ async def test_web_pages_from_elsewhere_cannot_use_a_server_without_keys(make_ke
     admin = keyed.key(admin=True)
     answer = await keyed.ask("POST", "/models/load", admin, load, origin="http://evil.example")
     assert answer.status_code == 200
+
+
+async def test_a_server_without_keys_answers_to_its_own_names_only(make_keyed) -> None:
+    """A page may give its own name the address of this machine; its GETs tell no origin then."""
+    keyed = make_keyed(hosts=("listed.example",))
+
+    async def asked(host: str, here: str = "127.0.0.1", path="/v1/models") -> httpx.Response:
+        base = f"http://[{here}]" if ":" in here else f"http://{here}"
+        transport = httpx.ASGITransport(keyed.stack.app, client=(here, 4711))
+        async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+            return await client.get(path, headers={"host": host})
+
+    for here in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+        for host in (
+            "evil.example",
+            "evil.example:8000",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evil.example:80@localhost",
+            "notlisted.example",
+            "[",
+        ):
+            answer = await asked(host, here)
+            assert code(answer) == (403, "host_not_allowed"), host
+            assert "server.host_names" in answer.json()["error"]["message"]
+        for host in (
+            "localhost:8000",
+            "LOCALHOST",
+            "localhost.",
+            "app.localhost:3000",
+            "127.0.0.1:8000",
+            "127.8.8.8",
+            "[::1]:8000",
+            "0.0.0.0:8000",
+            "listed.example:8000",
+            "Listed.Example",
+        ):
+            assert (await asked(host, here)).status_code == 200, host
+    assert (await asked("evil.example", path="/health/live")).status_code == 200
+    # Others reach this machine by names that it need not know.
+    assert (await asked("gpu-box:8000", "192.0.2.7")).status_code == 200
+    # With a key it is the key that counts.
+    keyed.key()
+    assert code(await asked("evil.example")) == (401, "invalid_api_key")
+
+
+async def test_a_page_of_the_servers_own_listed_name_may_ask(make_keyed) -> None:
+    keyed = make_keyed(hosts=("box.example",))
+    own = {"origin": "http://box.example:8000", "host": "box.example:8000"}
+    for other in ({}, {"origin": "http://other.example"}, {"host": "localhost"}):
+        answer = await keyed.ask("GET", "/v1/models", None, None, "127.0.0.1", **(own | other))
+        assert answer.status_code == (403 if other else 200), other
 
 
 async def test_browsers_of_other_origins_get_no_leave_by_default(keyed) -> None:

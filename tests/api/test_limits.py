@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import httpx
 import openai
 import pytest
@@ -90,6 +93,30 @@ async def test_a_deadline_must_be_whole_milliseconds(text):
     answer = await ask(Stack(), {"x-request-deadline-ms": text})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "x-request-deadline-ms"
+
+
+async def test_two_deadlines_that_differ_are_none():
+    stack = Stack()
+    name = "x-request-deadline-ms"
+    answer = await ask(stack, [(name, "5000"), (name, "9000")])
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == name
+    assert (await ask(stack, [(name, "5000"), (name, "5000")])).status_code == 200
+
+
+async def test_a_deadline_counts_from_the_requests_arrival_not_from_its_bodys_end():
+    async def slowly():
+        whole = json.dumps(BODY).encode()
+        yield whole[:10]
+        await asyncio.sleep(0.1)
+        yield whole[10:]
+
+    stack = Stack()
+    transport = httpx.ASGITransport(stack.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await client.post(CHAT, content=slowly(), headers={"x-request-deadline-ms": "100"})
+    assert answer.status_code == 503
+    assert "has passed" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("text", ["0", "-5"])

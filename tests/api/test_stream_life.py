@@ -15,6 +15,7 @@ from server.api.sse import EventStream
 from server.core.errors import ClientStalled, EngineDead, GenerationFailed
 from server.gateway.spec import GenerationSpec, TextPrompt
 from tests.fakes import FakeEngine
+from tests.raw_http import answer, connected, counted, post
 from tests.serving import MODEL, Stack, serve
 
 pytestmark = pytest.mark.anyio
@@ -199,6 +200,33 @@ async def test_a_body_that_stops_coming_is_408():
         writer.close()
     assert b"408" in status
     assert b"client_stalled" in rest
+
+
+async def test_a_body_that_trickles_is_408_too():
+    """A byte now and then would keep the connection for ever."""
+    stack = manual(write_timeout=0.2)
+    async with serve(stack), connected(stack) as (reader, writer):
+        told = asyncio.create_task(answer(reader))
+        writer.write(post(b"x" * 10_000)[:-10_000])
+        while not told.done():
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+        status, _, error = await told
+        assert (status, error["code"]) == (408, "client_stalled")
+    assert counted(stack, "client_stalled") == 1
+
+
+async def test_a_large_body_may_take_its_time():
+    """What comes steadily has a second more for every kilobyte."""
+    stack = manual(write_timeout=0.1)
+    body = json.dumps({"content": "x" * 40_000}).encode()
+    async with serve(stack), connected(stack) as (reader, writer):
+        head = post(body, path=b"/tokenize")[: -len(body)]
+        writer.write(head)
+        for start in range(0, len(body), 8000):
+            writer.write(body[start : start + 8000])
+            await asyncio.sleep(0.05)
+        assert (await answer(reader))[0] == 200
 
 
 async def test_a_body_announced_as_too_large_is_refused_before_it_is_sent():

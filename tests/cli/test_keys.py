@@ -138,6 +138,8 @@ def test_json_has_the_secret_where_it_is_new_and_nowhere_else(onegpu) -> None:
         ("create x --expires 9999999d", "beyond the year 9999"),
         ("create x --expires 2030-13-01", "neither a duration"),
         ("rotate x --overlap=-1s", "--overlap: must be a duration"),
+        ("rotate x --overlap 9999999d", "--overlap: must be 100 years or less"),
+        ("rotate x --overlap 99999999999999999999d", "--overlap: must be 100 years or less"),
         ("revoke nobody", "There is no key 'nobody'"),
         ("rotate nobody", "There is no key 'nobody'"),
         ("create ogk_secretsecret", "must not begin with ogk_"),

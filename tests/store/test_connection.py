@@ -1,5 +1,6 @@
 """The store's file: made, shared, and refused with words that help."""
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -14,6 +15,7 @@ import pytest
 from server.core.errors import ConfigError
 from server.store import migrations
 from server.store.connection import APPLICATION_ID, FILE, connect, open_database
+from server.store.key_view import KeyView
 from server.store.keys import KeyRepository
 from server.store.refusals import StoreError
 
@@ -216,6 +218,63 @@ def test_what_a_crash_left_while_making_the_file_is_no_obstacle(tmp_path) -> Non
     with open_database(tmp_path) as database:
         assert database.rows(NAMES) == []
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_new_files_name_is_on_the_disk_before_anything_is_told(tmp_path, monkeypatch) -> None:
+    """Or a power failure takes the name back, and the first key with it."""
+    synced: list[tuple[bool, bool]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        of_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append((of_directory, (tmp_path / FILE).exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    open_database(tmp_path).close()
+
+    assert (True, True) in synced
+
+
+def test_what_was_committed_survives_a_kill_and_nothing_else_does(tmp_path) -> None:
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from server.store.connection import open_database\n"
+        "from server.store.keys import KeyRepository\n"
+        "database = open_database(Path(sys.argv[1]))\n"
+        "print(KeyRepository(database).create('whole', 0).key.id, flush=True)\n"
+        "with database.transaction() as connection:\n"
+        "    connection.execute('PRAGMA cache_spill = 1')\n"
+        "    connection.execute(\"UPDATE keys SET name = 'half'\")\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == -9
+    assert (tmp_path / f"{FILE}-wal").stat().st_size > 0
+    with contextlib.closing(KeyView(tmp_path)) as view:
+        found = view.find(ended.stdout.strip())
+        assert found is not None
+        assert found.key.name == "whole"
+    with open_database(tmp_path) as database:
+        assert [row["name"] for row in database.rows(NAMES)] == ["whole"]
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path) -> None:
+    with open_database(tmp_path) as database:
+        keys = KeyRepository(database)
+        keys.create("first", 0)
+        pages = database.rows("PRAGMA page_count")[0][0]
+        database._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StoreError, match=r"full.*Look at the disk"):  # noqa: PT012
+            for number in range(1000):
+                keys.create(f"more-{number}", 0)
+        database._connection.execute("PRAGMA max_page_count = 10000")
+        keys.create("later", 0)
+        names = [row["name"] for row in database.rows(NAMES)]
+    assert {"first", "later"} <= set(names)
 
 
 def test_a_migration_is_whole_or_not_at_all(tmp_path, monkeypatch) -> None:

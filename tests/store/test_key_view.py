@@ -103,6 +103,23 @@ def test_keys_in_use_go_on_while_the_file_is_gone_and_no_others(view, tmp_path, 
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
 
 
+def test_a_key_that_was_revoked_before_the_file_went_does_not_come_back(view, tmp_path) -> None:
+    """It was in use, and nobody had presented it between the two."""
+    revoked, other, renewed = write(tmp_path, "revoked", "other", "renewed")
+    for key in (revoked, other, renewed):
+        assert seen(view, key) == key
+    with open_database(tmp_path) as database:
+        KeyRepository(database).revoke(["revoked"], 5)
+        new = KeyRepository(database).rotate("renewed", 5)
+    assert seen(view, other) == other
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+    assert seen(view, revoked).state(6) == "revoked"
+    assert view.find(renewed.id).matches(new.secret, 6)
+    assert seen(view, other) == other
+
+
 def test_a_file_that_comes_back_counts_as_it_is_then(view, tmp_path, caplog) -> None:
     before, other = write(tmp_path, "before", "other")
     assert seen(view, before) == before

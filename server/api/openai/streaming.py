@@ -48,8 +48,9 @@ async def open_generation(parts: Parts, request: Request, spec: GenerationSpec) 
     """Open it and note it in the request's record, so that it can be told of and closed."""
     record = record_of(request)
     record.windows = functools.partial(parts.service.windows, spec.principal)
+    seconds = seconds_given(request, parts.clock)
     generation = await parts.service.open(
-        replace(spec, seconds=seconds_given(request), fingerprint=record.fingerprint)
+        replace(spec, seconds=seconds, fingerprint=record.fingerprint)
     )
     record.generations.append(generation)
     return generation
