@@ -54,7 +54,7 @@ async def respond(parts: Parts, request: Request, work: Work) -> Response:
     key = key_given(request)
     if key is None:
         return await unless_disconnected(request.receive, work(request))
-    seconds_given(request)  # an ill-formed deadline is refused, whoever began the work
+    seconds_given(request, parts.clock)  # an ill-formed deadline is refused, whoever began the work
     record, principal = record_of(request), principal_of(request)
     record.windows = functools.partial(parts.service.windows, principal)
     made = functools.partial(_produce, _detached(request), work)
