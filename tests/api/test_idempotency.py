@@ -272,7 +272,7 @@ async def test_a_reader_that_stalls_costs_the_others_nothing():
         content = json.dumps(STREAM).encode()
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
         head = (
-            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n"
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n"
             f"idempotency-key: {KEY['idempotency-key']}\r\n\r\n"
         )
         writer.write(head.encode() + content)
