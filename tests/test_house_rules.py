@@ -47,8 +47,9 @@ def test_only_settings_read_the_environment(name) -> None:
         assert list(environment_reads(tree(name))) == []
 
 
-@pytest.mark.parametrize("name", names(SERVER / "core"))
-def test_the_core_imports_the_standard_library_only(name) -> None:
+@pytest.mark.parametrize("name", names(SERVER / "core") + names(SERVER / "supervisor"))
+def test_core_and_supervisor_import_the_standard_library_only(name) -> None:
+    own = ("server.core",) if name.startswith("core/") else ("server.core", "server.supervisor")
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -58,7 +59,7 @@ def test_the_core_imports_the_standard_library_only(name) -> None:
             continue
         for module in modules:
             top = module.split(".")[0]
-            assert top in sys.stdlib_module_names or module.startswith("server.core"), module
+            assert top in sys.stdlib_module_names or module.startswith(own), module
 
 
 @pytest.mark.parametrize("name", names(SERVER))

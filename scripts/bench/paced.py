@@ -16,7 +16,6 @@ from pathlib import Path
 import uvloop
 
 from server.assembly.lifecycle import Lifecycle
-from server.assembly.listening import listen
 from server.assembly.parts import build
 from server.core.clock import SystemClock
 from server.core.request import GenerationRequest
@@ -27,6 +26,7 @@ from server.engine.scheduler import SchedulerLimits
 from server.gateway.host import HostSpec
 from server.gateway.prompter import Prompter
 from server.settings import load
+from server.supervisor.listening import listen
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 

@@ -73,24 +73,41 @@ def scheduler_limits(sized: Sized) -> SchedulerLimits:
         raise ConfigError(f"engine: {error}") from error
 
 
-def build_engine(sized: Sized, prompters: Sequence[Prompter], clock: Clock) -> InProcessEngine:
+LastWords = Callable[[str], None]
+"""Keeps what native code says when it aborts."""
+
+
+def build_engine(
+    sized: Sized,
+    prompters: Sequence[Prompter],
+    clock: Clock,
+    last_words: LastWords | None = None,
+) -> InProcessEngine:
     """Make an engine that loads the model when it is started. Raises `ConfigError`."""
-    params = llama_params(sized)
-    return InProcessEngine(_loader(params, sized, prompters), scheduler_limits(sized), clock)
+    load = _loader(llama_params(sized), sized, prompters, last_words)
+    return InProcessEngine(load, scheduler_limits(sized), clock)
 
 
-def _loader(params: LlamaParams, sized: Sized, prompters: Sequence[Prompter]) -> BackendLoader:
+def _loader(
+    params: LlamaParams,
+    sized: Sized,
+    prompters: Sequence[Prompter],
+    last_words: LastWords | None,
+) -> BackendLoader:
     """Load in the engine thread; templates are compiled before the engine counts as ready."""
 
     def load(progress: Callable[[float], None]) -> Backend:
         # Imported here: loading the native library would delay the first HTTP answer.
         from server.llama.backend import load_backend  # noqa: PLC0415
+        from server.llama.native import library  # noqa: PLC0415
         from server.llama.probe import probe  # noqa: PLC0415
 
         # Some files abort llama.cpp: what the header does not show, a child process finds out.
         _check_planned(sized)
         progress(0.0)
         probe(params.path, params.adapter)
+        if last_words is not None:
+            library().log.last_words = last_words
         backend = load_backend(params)(progress)
         try:
             for prompter in prompters:

@@ -19,14 +19,16 @@ import uvloop
 from server.api.early import EarlyAnswers
 from server.assembly.connections import ConnectionLimits, bounded
 from server.assembly.keys import check_keys
-from server.assembly.listening import listen, url_of
 from server.assembly.parts import Parts, build
+from server.assembly.pulse import Pulse
 from server.assembly.wanted import Fetch
 from server.core.clock import SystemClock
 from server.core.errors import OnegpuError, Unavailable
 from server.gateway.host import HostedEngine
 from server.ops.logging import configure_logging
 from server.settings import Settings
+from server.supervisor.inherited import Inherited
+from server.supervisor.listening import listen, url_of
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +40,24 @@ _FLUSH_SECONDS = 5
 """How long the last chunks of streams that were ended may take to be sent."""
 
 
-def serve(settings: Settings, fetch: Fetch = Path) -> int:
+def serve(settings: Settings, fetch: Fetch = Path, inherited: Inherited | None = None) -> int:
     """Serve until a signal. Returns the exit status: 0 after a shutdown, 1 if the model failed.
 
-    `fetch` finds the files of models. Raises `ConfigError` before anything is started.
+    `fetch` finds the files of models. `inherited`: what a supervisor gave this process, if one runs
+    it. Raises `ConfigError` before anything is started.
     """
     configure_logging(
         settings.logging.level, settings.logging.format, access_log=settings.server.access_log
     )
-    listener = listen(settings.server.host, settings.server.port)
+    if inherited is None:
+        listener, last_words = listen(settings.server.host, settings.server.port), None
+    else:
+        listener, last_words = inherited.listener, inherited.page.keep_last_words
     with contextlib.closing(listener):
         check_keys(settings, listener.getsockname()[0])
-        parts = build(settings, SystemClock(), fetch)
+        parts = build(settings, SystemClock(), fetch, last_words)
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        return uvloop.run(Lifecycle(settings, parts, listener).run())
+        return uvloop.run(Lifecycle(settings, parts, listener, inherited).run())
 
 
 class _Server(uvicorn.Server):
@@ -66,11 +72,23 @@ class _Server(uvicorn.Server):
 class Lifecycle:
     """One run of the server."""
 
-    def __init__(self, settings: Settings, parts: Parts, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        parts: Parts,
+        listener: socket.socket,
+        inherited: Inherited | None = None,
+    ) -> None:
         """Nothing starts before `run`."""
         self._settings = settings
         self._parts = parts
         self._listener = listener
+        self._pulse: Pulse | None = None
+        self._again = False
+        """Whether another process has said already what there is to say to a person."""
+        if inherited is not None:
+            self._again = inherited.page.restarts > 0
+            self._pulse = Pulse(inherited.page, parts.health, parts.preload[0])
         self._signalled = asyncio.Event()
         config = uvicorn.Config(
             parts.app,
@@ -96,6 +114,7 @@ class Lifecycle:
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         loaded = asyncio.create_task(self._load())
         watch = asyncio.create_task(self._parts.hosts.watch())
+        pulse = asyncio.create_task(self._pulse.run()) if self._pulse else None
         signalled = asyncio.create_task(self._signalled.wait())
         await asyncio.wait((loaded, signalled), return_when=asyncio.FIRST_COMPLETED)
         status = loaded.result() if loaded.done() else 0
@@ -107,6 +126,8 @@ class Lifecycle:
         stopped = await self._stop_engines()
         self._http.should_exit = True
         await http
+        if pulse is not None:
+            pulse.cancel()
         self._parts.service.shutdown()
         if not stopped:
             logging.shutdown()
@@ -129,8 +150,9 @@ class Lifecycle:
     async def _load(self) -> int:
         """Announce the model, or say why there is none. Returns the exit status so far."""
         parts, url = self._parts, url_of(self._listener)
-        for note in parts.notes:
-            print(note, flush=True)  # noqa: T201 - the command's own answer
+        if not self._again:
+            for note in parts.notes:
+                print(note, flush=True)  # noqa: T201 - the command's own answer
         log.info("Listening on %s; loading %s", url, self._settings.model.path)
         first, *others = parts.preload
         try:
@@ -139,7 +161,12 @@ class Lifecycle:
             message = (first.error or error).message
             print(f"onegpu: {message}", file=sys.stderr)  # noqa: T201 - the command's own answer
             return 1
-        print(_announcement(url, parts), flush=True)  # noqa: T201 - the command's own answer
+        if self._again:
+            log.info("%s is ready again on %s", first.spec.name, url)
+        else:
+            print(_announcement(url, parts), flush=True)  # noqa: T201 - the command's own answer
+        if self._pulse is not None:
+            self._pulse.ready()
         for host in others:
             # One that cannot be loaded is told where it is asked for; a signal may have come first.
             with contextlib.suppress(OnegpuError):

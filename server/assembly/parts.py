@@ -14,7 +14,7 @@ from server.api.parts import Parts as ApiParts
 from server.api.report import Reporter
 from server.assembly.admission import answer_limits, default_rates, line_limits
 from server.assembly.agents import agent_of
-from server.assembly.engine import build_engine, llama_params, scheduler_limits
+from server.assembly.engine import LastWords, build_engine, llama_params, scheduler_limits
 from server.assembly.keys import access_rules
 from server.assembly.machine import machine_memory, refuse_cpu_build
 from server.assembly.routes import routes_of
@@ -54,13 +54,16 @@ class Parts:
     service: GenerationService
     authenticator: Authenticator
     reporter: Reporter
+    health: Health
     app: Callable[..., Any]
     """The ASGI application."""
     notes: tuple[str, ...]
     """What the planner chose, for people."""
 
 
-def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
+def build(
+    settings: Settings, clock: Clock, fetch: Fetch, last_words: LastWords | None = None
+) -> Parts:
     """Make all parts; nothing runs yet. Raises `ConfigError`, and what `fetch` does."""
     refuse_cpu_build(settings)  # before anything is downloaded
     names = wanted(settings, fetch)
@@ -70,7 +73,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     served: dict[str, Served] = {}
     preload: list[Host] = []
     for one in contexts:
-        host, members = _host(one, admission, clock)
+        host, members = _host(one, admission, clock, last_words)
         served |= {found.agent.name: found for found in members}
         if any(member.preload for member in one.group.members):
             preload.append(host)
@@ -96,10 +99,11 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
     )
     service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
     stall = HealthLimits(settings.engine.stall_after)
+    health = Health(hosts, router.default.host, admission, stall, clock)
     app = create_app(
         ApiParts(
             service=service,
-            health=Health(hosts, router.default.host, admission, stall, clock),
+            health=health,
             answers=answers,
             reporter=reporter,
             render_metrics=metrics.render,
@@ -124,12 +128,15 @@ def build(settings: Settings, clock: Clock, fetch: Fetch) -> Parts:
         service,
         authenticator,
         reporter,
+        health,
         app,
         _notes(contexts),
     )
 
 
-def _host(one: Sized, admission: Line, clock: Clock) -> tuple[Host, list[Served]]:
+def _host(
+    one: Sized, admission: Line, clock: Clock, last_words: LastWords | None
+) -> tuple[Host, list[Served]]:
     """Make a context's host and the agents on it, which share a prompter where they can."""
     prompters: dict[str | None, Prompter] = {}
     for member in one.group.members:
@@ -144,7 +151,7 @@ def _host(one: Sized, admission: Line, clock: Clock) -> tuple[Host, list[Served]
         n_ctx=sizes.n_ctx,
         kv_cells=sizes.kv_cells,
         footprint=one.footprint,
-        make=lambda: build_engine(one, tuple(prompters.values()), clock),
+        make=lambda: build_engine(one, tuple(prompters.values()), clock, last_words),
         keep_alive=one.group.keep_alive,
     )
     host = Host(spec, admission.open_lane(sizes.slots), clock.monotonic())

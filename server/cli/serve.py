@@ -102,6 +102,8 @@ def add_parser(commands: Commands) -> None:
         epilog=_EPILOG,
     )
     parser.set_defaults(run=run, parser=parser)
+    # For the process that this command starts for itself: descriptors that it inherits.
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     for title, flags in _GROUPS.items():
         group = parser.add_argument_group(title)
         if title == "what to serve":
@@ -122,15 +124,23 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal. Raises ConfigError for wrong settings or a missing model file."""
+    from server.cli.supervised import inherit, settings_of, supervise
     from server.settings import load
 
-    settings = load(options.config, flags=_overrides(options)).settings
+    inherited = inherit(options.worker)
+
+    def read() -> Settings:
+        return load(options.config, flags=_overrides(options)).settings
+
+    settings = settings_of(read, inherited)
     if _is_path(settings.model.path):
         _check_model_file(settings.model.path)
+    if inherited is None and settings.server.supervised:
+        return supervise(settings)
 
     from server.assembly import serve
 
-    return serve(settings, lambda text: _fetch(text, settings))
+    return serve(settings, lambda text: _fetch(text, settings), inherited)
 
 
 def _overrides(options: argparse.Namespace) -> list[Override]:

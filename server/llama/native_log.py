@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Callable
 
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
@@ -37,6 +38,8 @@ class NativeLog:
         self._sizes: collections.deque[str] = collections.deque(maxlen=keep)
         self._partial = ""
         self._level = logging.DEBUG
+        self.last_words: Callable[[str], None] = lambda _: None
+        """Told what an abort says. Called in a process that ends when it returns."""
         self._log_callback = _LOG_CALLBACK(self._on_log)
         self._abort_callback = _ABORT_CALLBACK(self._on_abort)
 
@@ -97,4 +100,6 @@ class NativeLog:
             message = _SOURCE_PATH.sub(
                 "", (text or b"no message").decode("utf-8", "replace")
             ).strip()
-            os.write(2, f"llama.cpp aborted the process: {message}\n".encode())
+            told = f"llama.cpp aborted the process: {message}"
+            os.write(2, f"{told}\n".encode())
+            self.last_words(told)

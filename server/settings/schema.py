@@ -223,6 +223,9 @@ class ServerSettings(Section):
     shutdown_grace: Duration = Field(
         30.0, description="how long running requests may go on after SIGTERM"
     )
+    supervised: bool = Field(
+        default=True, description="run the server in a second process and restart it when it dies"
+    )
     access_log: bool = Field(default=True, description="log a line per request")
 
 

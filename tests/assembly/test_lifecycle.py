@@ -40,6 +40,7 @@ async def told(stack: Stack, *preloaded: str) -> str:
         service,
         keys,
         reporter,
+        stack.health,
         stack.app,
         (),
     )

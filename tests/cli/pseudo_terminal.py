@@ -40,6 +40,7 @@ class PseudoTerminal:
         os.close(inner)
         self.pid = self._process.pid
         self._unread = b""
+        self._hung_up = False
 
     def __enter__(self) -> Self:
         return self
@@ -47,7 +48,8 @@ class PseudoTerminal:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        os.close(self._fd)
+        if not self._hung_up:
+            os.close(self._fd)
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
@@ -61,6 +63,12 @@ class PseudoTerminal:
             self._unread += more
         before, _, self._unread = self._unread.partition(wanted)
         return (before + wanted).decode()
+
+    def hang_up(self) -> int:
+        """Close the terminal; return the exit status."""
+        self._hung_up = True
+        os.close(self._fd)
+        return self._process.wait(_PATIENCE)
 
     def end(self) -> int:
         """Read to the end; return the exit status."""

@@ -24,7 +24,7 @@ def served(monkeypatch):
     """Stand in for the assembly; has the settings that `serve` was given."""
     calls: list[Settings] = []
 
-    def serve(settings: Settings, _fetch: object) -> int:
+    def serve(settings: Settings, _fetch: object, _inherited: object) -> int:
         calls.append(settings)
         return 0
 
@@ -89,7 +89,7 @@ def test_what_is_fetched_is_found_or_said_to_be_missing(served, model, monkeypat
     pulled = lambda text, _settings: Path(f"models/{text}.gguf")  # noqa: E731 - a stand-in
     monkeypatch.setattr(pull, "ensure", pulled)
     monkeypatch.setattr(
-        sys.modules["server.assembly"], "serve", lambda _settings, fetch: fetchers.append(fetch)
+        sys.modules["server.assembly"], "serve", lambda _settings, fetch, _: fetchers.append(fetch)
     )
     main(["serve", str(model)])
     (fetch,) = fetchers
@@ -105,7 +105,7 @@ def test_allow_cpu_means_no_layers_on_a_gpu(served, model) -> None:
 
 
 def test_serve_returns_what_the_assembly_returns(served, model, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules["server.assembly"], "serve", lambda _settings, _fetch: 1)
+    monkeypatch.setattr(sys.modules["server.assembly"], "serve", lambda *_: 1)
 
     assert exit_status("serve", str(model)) == 1
 
@@ -120,7 +120,7 @@ def test_serve_returns_what_the_assembly_returns(served, model, monkeypatch) -> 
 def test_failures_while_running_have_their_status(
     served, model, monkeypatch, capsys, failure, status, message
 ) -> None:
-    def fail(_settings, _fetch):
+    def fail(*_):
         raise failure
 
     monkeypatch.setattr(sys.modules["server.assembly"], "serve", fail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import queue
 import re
 import signal
@@ -177,6 +178,8 @@ def main() -> int:
     """Run the `onegpu` command, and end when the process that started this one is gone."""
     with contextlib.suppress(AttributeError, OSError):  # Linux only
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # The chat itself tells of a server that died, and nobody else uses this one.
+    os.environ.setdefault("ONEGPU_SERVER__SUPERVISED", "false")
     from server.cli.main import main as command
 
     return command()

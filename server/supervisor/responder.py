@@ -1,0 +1,101 @@
+"""Answers for a worker that is not there, so that nobody waits without a word."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import socket
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+_HEAD_SECONDS = 5.0
+"""How long a request may take to say what it wants."""
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 10_000_000
+"""What may still come of a request that was answered: closing before would lose the answer."""
+_HEAD_BYTES = 65536
+_CONNECTIONS = 256
+"""Answered at once; further ones wait in the socket's backlog."""
+
+
+class Responder:
+    """Accepts on the kept socket while it is entered; what it has accepted, it answers."""
+
+    def __init__(self, listener: socket.socket, why: str, left: Callable[[], float]) -> None:
+        """`why`: a sentence for people. `left`: seconds until there is a worker again."""
+        self._listener = listener
+        self._why = why
+        self._left = left
+        self._server: asyncio.Server | None = None
+        self._free = asyncio.Semaphore(_CONNECTIONS)
+
+    async def __aenter__(self) -> Self:
+        # A duplicate: the server closes what it is given.
+        self._server = await asyncio.start_server(
+            self._answer, sock=self._listener.dup(), limit=_HEAD_BYTES
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Not waited for: connections that linger must not hold up the next worker.
+        if self._server is not None:
+            self._server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with self._free:
+                try:
+                    writer.write(self._response(await _path(reader)))
+                    await writer.drain()
+                    writer.write_eof()
+                    await _linger(reader)
+                finally:
+                    writer.close()
+
+    def _response(self, path: str) -> bytes:
+        seconds = max(1, math.ceil(self._left()))
+        told = f"{self._why} Try again in {seconds} s."
+        alive = (
+            path == "/health/live"
+        )  # a restart, which is what its failure asks for, is under way
+        if path.startswith("/health"):
+            document: object = {"status": "restarting", "message": told}
+        else:
+            kind = "service_unavailable_error"
+            document = {
+                "error": {"message": told, "type": kind, "param": None, "code": "engine_dead"}
+            }
+        body = json.dumps(document, ensure_ascii=False).encode()
+        status = "200 OK" if alive else f"503 Service Unavailable\r\nretry-after: {seconds}"
+        head = (
+            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+async def _path(reader: asyncio.StreamReader) -> str:
+    """Read a request's head and return its path; empty for what is no HTTP."""
+    try:
+        async with asyncio.timeout(_HEAD_SECONDS):
+            head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
+        return ""
+    parts = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+    return parts[1].partition("?")[0] if len(parts) == 3 else ""
+
+
+async def _linger(reader: asyncio.StreamReader) -> None:
+    """Take what the client still sends, within bounds."""
+    taken = 0
+    async with asyncio.timeout(_LINGER_SECONDS):
+        while taken < _LINGER_BYTES and (data := await reader.read(65536)):
+            taken += len(data)

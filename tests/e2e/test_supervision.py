@@ -1,0 +1,122 @@
+"""`onegpu serve` as two processes: what clients and people see when one of them ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench.kill import tally
+from tests.cli.pseudo_terminal import PseudoTerminal
+from tests.e2e.live import DEMO, LiveServer
+from tests.e2e.watch import until
+
+pytestmark = pytest.mark.native
+
+ASK = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    # Nobody may have waited for it yet.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_requests_outlive_workers_that_are_killed() -> None:
+    seen = asyncio.run(tally(DEMO, users=12, kills=2, pause=0.0))
+
+    assert len(seen.kills) == 2
+    assert seen.refused == 0
+    assert not seen.lost
+    # Whatever was under way has ended: with an answer, an error or a close.
+    assert set(seen.cut) <= {"answered", "0 ConnectionResetError", "0 IncompleteReadError"}
+    assert seen.orphans == []
+    assert seen.status == 0
+    assert len(seen.loads) == 3
+
+
+def test_a_worker_ends_when_its_supervisor_is_killed() -> None:
+    with LiveServer() as server:
+        (worker,) = children(server.process.pid)
+        server.process.kill()
+        assert server.wait() == -signal.SIGKILL
+        until(lambda: is_gone(worker))
+
+
+def test_a_configuration_that_went_wrong_does_not_keep_a_worker_from_its_restart(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "onegpu.yaml"
+    config.write_text("engine: {n_ctx: 500}\n")
+    with LiveServer("--config", str(config)) as server, server.client() as http:
+        config.write_text("engine: {n_ctx: many}\n")
+        (worker,) = children(server.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: is_gone(worker))
+        assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+        assert http.get("/props").json()["default_generation_settings"]["n_ctx"] == 500
+    told = "".join(server.stderr)
+    assert "The last configuration that was right is used." in told
+    assert "onegpu.yaml:1" in told
+
+
+def test_without_a_supervisor_there_is_one_process(monkeypatch) -> None:
+    monkeypatch.setenv("ONEGPU_SERVER__SUPERVISED", "false")
+    with LiveServer() as server, server.client() as http:
+        assert children(server.process.pid) == []
+        assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+    assert server.process.returncode == 0
+
+
+def serve_at_a_terminal(home: Path) -> PseudoTerminal:
+    return PseudoTerminal("serve", str(DEMO), "--port", "0", home=home)
+
+
+def url_in(text: str) -> str:
+    return text.rpartition("is ready on ")[2].split()[0]
+
+
+def test_ctrl_c_once_is_a_graceful_end(tmp_path: Path) -> None:
+    with serve_at_a_terminal(tmp_path) as terminal:
+        terminal.until("is ready on http://")
+        terminal.type("\x03")
+        terminal.until("Shutting down: 0 requests")
+        assert terminal.end() == 0
+
+
+def test_ctrl_c_twice_is_the_end_at_once(tmp_path: Path) -> None:
+    with serve_at_a_terminal(tmp_path) as terminal:
+        url = url_in(terminal.until("is ready on http://") + terminal.until("\n"))
+        body = ASK | {"stream": True, "max_tokens": 4000, "ignore_eos": True}
+        with (
+            httpx.Client(base_url=url, timeout=60, trust_env=False) as http,
+            http.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
+            lines = response.iter_lines()
+            next(lines)
+            terminal.type("\x03")
+            terminal.until("Shutting down: 1 requests")
+            terminal.type("\x03")
+            assert terminal.end() == 128 + signal.SIGINT
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+
+
+def test_a_terminal_that_closes_ends_it(tmp_path: Path) -> None:
+    with serve_at_a_terminal(tmp_path) as terminal:
+        terminal.until("What is a slot?")
+        terminal.until("\r\n\r\n")
+        (worker,) = children(terminal.pid)
+        assert terminal.hang_up() == 0
+        assert is_gone(worker)

@@ -1,0 +1,273 @@
+"""The supervisor's loop, over real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from server.core.errors import OnegpuError
+from server.supervisor.backoff import Backoff
+from server.supervisor.page import WorkerState
+from tests.supervisor.workers import Scripted
+
+READY_AND_STOP = "ready(); stop()"
+
+
+def gone(pid: int) -> bool:
+    """Whether no process has this id, zombies of others not counted."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def run(*scripts: str, **environ: str) -> int:
+    scripted = Scripted(*scripts, **environ)
+    status = asyncio.run(scripted.run())
+    assert scripted.left == 0
+    return status
+
+
+def test_what_cannot_start_is_told_once() -> None:
+    assert run("sys.exit(2)") == 2
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGABRT", "SIGSEGV", "SIGTERM"])
+def test_a_worker_that_was_ready_is_replaced(number) -> None:
+    assert run(f"ready(); os.kill(os.getpid(), signal.{number})", READY_AND_STOP) == 0
+
+
+def test_a_worker_that_ends_by_itself_is_replaced_and_a_later_start_may_fail() -> None:
+    assert run("ready(); sys.exit(0)", "sys.exit(2)", READY_AND_STOP) == 0
+
+
+def test_a_native_message_and_the_restart_are_logged(caplog) -> None:
+    script = "ready(); page.keep_last_words('llama.cpp aborted: it hurts'); os.abort()"
+
+    assert run(script, READY_AND_STOP) == 0
+
+    assert "was killed by SIGABRT (llama.cpp aborted: it hurts)" in caplog.text
+
+
+def test_three_deaths_before_any_was_ready_are_the_end() -> None:
+    die = "page.keep_last_words('no memory'); os.abort()"
+
+    with pytest.raises(OnegpuError, match=r"killed by SIGABRT \(no memory\), 3 times in a row"):
+        run(die, die, die)
+
+
+def test_the_configuration_that_one_worker_kept_is_there_for_the_next() -> None:
+    keep = "me.keep(b'a longer one'); me.keep(b'short'); ready(); sys.exit(1)"
+
+    assert run(keep, "ready(); stop(len(me.configuration))") == len(b"short")
+
+
+def test_an_event_loop_that_stands_still_is_ended_with_a_trace(caplog, capfd) -> None:
+    assert run("ready(0.1); time.sleep(600)", READY_AND_STOP) == 0
+
+    assert "its event loop stood still" in caplog.text
+    assert "most recent call first" in capfd.readouterr().err
+
+
+def test_a_worker_with_a_fault_is_ended_while_its_loop_turns(caplog, monkeypatch) -> None:
+    monkeypatch.setattr("server.supervisor.watchdog._MERCY", 0.0)
+    beating = """
+ready(0.4)
+page.fault = 'The engine stopped.'
+while True:
+    page.beats += 1
+    time.sleep(0.01)
+"""
+    assert run(beating, READY_AND_STOP) == 0
+
+    assert "was ended: The engine stopped." in caplog.text
+
+
+def test_a_worker_that_only_starts_may_take_its_time() -> None:
+    slow = "page.stall_after = 0.05; time.sleep(1.5); stop()"
+
+    assert run(slow) == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("ready(); stop(7)", 7),
+        ("ready(); stop(0, signal.SIGINT)", 0),
+        ("os.kill(os.getppid(), signal.SIGTERM); signal.pause()", 143),
+    ],
+)
+def test_a_signal_goes_to_the_worker_and_its_status_is_the_status(script, status) -> None:
+    assert run(script) == status
+
+
+def test_a_second_signal_ends_a_worker_that_hears_none() -> None:
+    deaf = """
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+ready()
+os.kill(os.getppid(), signal.SIGTERM)
+os.kill(os.getppid(), signal.SIGINT)
+while True:
+    page.beats += 1
+    time.sleep(0.01)
+"""
+    # Both may be pending at once; whichever the loop takes last is the one told of.
+    assert run(deaf) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+def test_what_a_worker_has_started_ends_with_it(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    script = f"""
+child = subprocess.Popen(["sleep", "600"])
+open({str(note)!r}, "w").write(str(child.pid))
+ready()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run(script, READY_AND_STOP) == 0
+
+    end = time.monotonic() + 30
+    while not gone(int(note.read_text())):
+        assert time.monotonic() < end
+
+
+def test_a_worker_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    script = f"open({str(note)!r}, 'w').write(str(os.getpid())); ready(); time.sleep(600)"
+    scripted = Scripted(script)
+    supervisor = os.fork()
+    if supervisor == 0:
+        asyncio.run(scripted.run())
+        os._exit(0)
+    end = time.monotonic() + 30
+    while not (note.exists() and note.read_text()):
+        assert time.monotonic() < end
+
+    os.kill(supervisor, signal.SIGKILL)
+
+    os.waitpid(supervisor, 0)
+    while not gone(int(note.read_text())):
+        assert time.monotonic() < end
+    scripted.supervisor._close()
+
+
+class Slow(Backoff):
+    def after(self, _ready_for: float | None) -> float:
+        return 60.0
+
+
+async def ask(port: int, path: str) -> tuple[bytes, dict]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    return head, json.loads(body)
+
+
+def test_while_it_waits_it_answers_itself() -> None:
+    script = "ready(); page.keep_last_words('it hurts'); os.abort()"
+    scripted = Scripted(script, READY_AND_STOP, backoff=Slow())
+
+    async def all_of_it() -> tuple[int, list[tuple[bytes, dict]]]:
+        running = asyncio.create_task(scripted.run())
+        # The first of these connections is made while there is a worker that accepts nothing.
+        answers = [await ask(scripted.port, path) for path in ("/v1/models", "/health/live")]
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await running, answers
+
+    status, ((head, refused), (live_head, live)) = asyncio.run(all_of_it())
+
+    assert status == 0
+    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: ")
+    assert 50 <= int(head.split(b"retry-after: ")[1].split(b"\r\n")[0]) <= 60
+    assert set(refused["error"]) == {"message", "type", "param", "code"}
+    assert refused["error"]["code"] == "engine_dead"
+    assert "killed by SIGABRT (it hurts)" in refused["error"]["message"]
+    assert live_head.startswith(b"HTTP/1.1 200 OK")
+    assert live["status"] == "restarting"
+
+
+def test_at_the_end_the_socket_is_the_workers_alone() -> None:
+    """Who connects after the worker has closed it is refused, not kept waiting."""
+    script = """
+done = []
+signal.signal(signal.SIGTERM, lambda *_: done.append(1))
+ready()
+os.kill(os.getppid(), signal.SIGTERM)
+while not done:
+    time.sleep(0.01)
+import socket
+port = me.listener.getsockname()[1]
+me.listener.close()
+try:
+    socket.create_connection(("127.0.0.1", port)).close()
+except ConnectionRefusedError:
+    os._exit(11)
+os._exit(12)
+"""
+    assert run(script) == 11
+
+
+def test_a_worker_that_cannot_be_started_at_first_is_the_end(monkeypatch) -> None:
+    scripted = Scripted("")
+    monkeypatch.setattr(scripted.supervisor, "_command", lambda _: ["/nonexistent/python"])
+
+    assert asyncio.run(scripted.run()) == 1
+
+
+def test_the_page_tells_systemd(tmp_path: Path) -> None:
+    """The test plays the worker's part on the page; the process only has to be there."""
+    idle = """
+assert "NOTIFY_SOCKET" not in os.environ
+signal.signal(signal.SIGHUP, lambda *_: None)
+page.progress, page.stall_after, page.state = 0.5, 600.0, WorkerState.LOADING
+while True:
+    signal.pause()
+"""
+    address = tmp_path / "notify"
+
+    async def all_of_it(systemd: socket.socket) -> tuple[int, list[str]]:
+        loop, beaten = asyncio.get_running_loop(), False
+        scripted = Scripted(idle, NOTIFY_SOCKET=str(address), WATCHDOG_USEC="200000")
+        page = scripted.supervisor._page
+
+        async def hear() -> str:
+            nonlocal beaten
+            async with asyncio.timeout(30):
+                while (told := (await loop.sock_recv(systemd, 4096)).decode()) == "WATCHDOG=1":
+                    beaten = True
+            return told
+
+        running = asyncio.create_task(scripted.run())
+        heard = [await hear()]
+        page.ready_at, page.state = time.monotonic(), WorkerState.READY
+        heard.append(await hear())
+        os.kill(os.getpid(), signal.SIGHUP)
+        heard.append(await hear())
+        page.reloaded = "2 settings changed"
+        page.reloads += 1
+        heard.append(await hear())
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.append(await hear())
+        assert beaten
+        return await running, heard
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(address))
+        systemd.setblocking(False)
+        status, (loading, ready, reloading, reloaded, stopping) = asyncio.run(all_of_it(systemd))
+
+    assert status == 143
+    assert loading == "STATUS=Loading, 50% done"
+    assert ready == "READY=1\nSTATUS=Serving"
+    assert reloading.startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert reloaded == "READY=1\nSTATUS=2 settings changed"
+    assert stopping.startswith("STOPPING=1")
