@@ -147,7 +147,7 @@ class ScriptedBackend:
             assert row.slot in self.open_slots, "a row without a sampler"
             assert row.start == len(self.cells[row.slot]), "positions must go on where they ended"
             assert row.tokens
-            assert all(0 <= token < N_VOCAB for token in row.tokens)
+            assert all(0 <= token < self.tokenizer.n_vocab for token in row.tokens)
 
     def _sample(self, slot: int) -> Sample:
         request = self.open_slots[slot]

@@ -93,7 +93,7 @@ class Stack:
         )
         self.answers = AnswerKeeper[Head](self.kept, clock)
         self.metrics.add(AnswersCollector(self.answers))
-        limits = HealthLimits(stall_after=5.0)
+        limits = HealthLimits(stall_after=min(5.0, self.stall_after))
         self.health = Health(self.hosts, host, self.admission, limits, clock)
         self.reporter = Reporter(self.metrics, clock)
         self.parts = Parts(

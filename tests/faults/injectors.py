@@ -1,0 +1,150 @@
+"""One injector per row of the fault table in ARCHITECTURE.md, by the row's id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import pytest
+
+from server.engine.plan import DecodeCode
+from server.engine.scheduler import NO_CELLS_RETRIES
+from server.store.connection import FILE, open_database
+from server.store.keys import KeyRepository
+from server.store.refusals import StoreError
+from tests.faults.house import House
+
+Inject = Callable[[House], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How a fault is brought about."""
+
+    inject: Inject
+    """Entered with the engine at rest before its next decode call; left when all has been seen."""
+    running: bool
+    """Whether the request that it hits is generating by then, or yet to be sent."""
+    stall_after: float = 60.0
+
+
+FAULTS: dict[str, Fault] = {}
+_Injector = Callable[[House], AsyncIterator[None]]
+
+
+def fault(
+    name: str, *, running: bool = False, stall_after: float = 60.0
+) -> Callable[[_Injector], None]:
+    """Add an injector to `FAULTS`."""
+
+    def add(injector: _Injector) -> None:
+        FAULTS[name] = Fault(contextlib.asynccontextmanager(injector), running, stall_after)
+
+    return add
+
+
+def _decode(name: str, *codes: DecodeCode) -> None:
+    async def inject(house: House) -> AsyncIterator[None]:
+        house.backend.will_return(*codes)
+        yield
+
+    fault(name, running=True)(inject)
+
+
+_decode("decode-no-cells", DecodeCode.NO_CELLS)
+_decode("decode-no-cells-for-good", *[DecodeCode.NO_CELLS] * (NO_CELLS_RETRIES + 1))
+_decode("decode-aborted", DecodeCode.ABORTED)
+_decode("decode-invalid", DecodeCode.INVALID)
+_decode("decode-failed", DecodeCode.FAILED)
+_decode("decode-failed-twice", DecodeCode.FAILED, DecodeCode.FAILED)
+
+
+@fault("decode-raises", running=True)
+async def decode_raises(house: House) -> AsyncIterator[None]:
+    house.backend.raises = True
+    yield
+
+
+@fault("decode-hangs", running=True, stall_after=2.0)
+async def decode_hangs(house: House) -> AsyncIterator[None]:
+    house.hangs = True
+    yield
+    house.backend.gate.free()
+
+
+@fault("sampler-cannot-be-made")
+async def sampler_cannot_be_made(house: House) -> AsyncIterator[None]:
+    house.backend.refuse_victim = True
+    yield
+
+
+@fault("sampler-raises", running=True)
+async def sampler_raises(house: House) -> AsyncIterator[None]:
+    house.backend.fail_victim = True
+    yield
+
+
+@fault("detokenizer-raises")
+async def detokenizer_raises(house: House) -> AsyncIterator[None]:
+    house.backend.poisoned = True
+    house.backend.breakable.lossy.broken = True
+    yield
+
+
+@fault("template-raises")
+async def template_raises(house: House) -> AsyncIterator[None]:
+    house.victims_fields["chat_template_kwargs"] = {"broken": True}
+    yield
+
+
+@fault("tokenizer-raises")
+async def tokenizer_raises(house: House) -> AsyncIterator[None]:
+    house.backend.breakable.broken = True
+    yield
+
+
+@fault("store-full")
+async def store_full(house: House) -> AsyncIterator[None]:
+    with open_database(house.directory) as database:
+        keys = KeyRepository(database)
+        pages = database.rows("PRAGMA page_count")[0][0]
+        database.rows(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StoreError, match="Look at the disk"):
+            create_many(keys)
+        yield
+
+
+def create_many(keys: KeyRepository) -> None:
+    for number in range(10_000):
+        keys.create(f"another {number}", 0)
+
+
+@fault("store-damaged")
+async def store_damaged(house: House) -> AsyncIterator[None]:
+    path = house.directory / FILE
+    damaged = path.with_name("damaged")
+    damaged.write_bytes(b"not a database " * 1000)
+    damaged.replace(path)
+    yield
+
+
+@fault("store-locked")
+async def store_locked(house: House) -> AsyncIterator[None]:
+    house.view.close()
+    with contextlib.closing(sqlite3.connect(house.directory / FILE)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("DELETE FROM keys WHERE name = 'nobody'")
+        yield
+        other.rollback()
+
+
+@fault("event-loop-stalls", running=True)
+async def event_loop_stalls(house: House) -> AsyncIterator[None]:
+    asyncio.get_running_loop().call_soon(time.sleep, 5)
+    yield
