@@ -4,13 +4,16 @@ Three classes, the better one first. Within a class start-time fair queuing betw
 Vin, Cheng, 1996): each turn gets a start tag, at least the virtual time and at least the finish tag
 of its flow's turn before it; the least start tag goes first, and virtual time is the tag of what
 started last. A flow with little to do is served next, however much another one has queued.
+
+Costs are estimates. When the true one is known, or a turn is withdrawn, the tags of those that wait
+behind it in its flow are corrected: a flow is charged what it used, and keeps its order.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Generic, TypeVar
 
@@ -45,6 +48,8 @@ class Turn:
     arrived: float
     """Monotonic seconds."""
     start: float = 0.0
+    floor: float = 0.0
+    """Virtual time at its arrival: its start tag is no less."""
     aged: bool = False
     """Taken before better classes because its own had waited too long."""
 
@@ -57,6 +62,27 @@ class Turn:
 T = TypeVar("T", bound=Turn)
 
 
+@dataclass(slots=True)
+class _Flow(Generic[T]):
+    """One flow within a class."""
+
+    waiting: dict[int, T] = field(default_factory=dict)
+    """By number, in order of arrival."""
+    start: float = 0.0
+    """Start tag of its last turn that was taken."""
+    finish: float = 0.0
+    """Finish tag of that turn, less what its turns did not use."""
+    live: int = 0
+    """Turns that wait, were taken, or are being served."""
+
+    def tail(self) -> float:
+        """Return the least start tag of a further turn."""
+        if not self.waiting:
+            return max(self.start, self.finish)
+        last = self.waiting[next(reversed(self.waiting))]
+        return last.start + last.cost / last.weight
+
+
 class _Class(Generic[T]):
     """The waiting turns of one priority."""
 
@@ -64,41 +90,75 @@ class _Class(Generic[T]):
         self.waiting: list[tuple[float, int, T]] = []
         """Sorted by start tag."""
         self.by_age: dict[int, T] = {}
-        self.finish: dict[str, float] = {}
-        """Flow → finish tag of its last turn."""
+        self.flows: dict[str, _Flow[T]] = {}
         self.virtual = 0.0
         self.live = 0
         """Turns that wait, were taken, or are being served."""
 
+    def tag(self, turn: T) -> None:
+        """Set its tags as those of a turn that arrives now."""
+        flow = self.flows.get(turn.flow)
+        turn.floor = self.virtual
+        turn.start = max(turn.floor, 0.0 if flow is None else flow.tail())
+
     def push(self, turn: T) -> None:
-        turn.start = max(self.virtual, self.finish.get(turn.flow, 0.0))
-        self.finish[turn.flow] = turn.start + turn.cost / turn.weight
+        self.tag(turn)
+        flow = self.flows.setdefault(turn.flow, _Flow())
+        flow.waiting[turn.number] = turn
+        flow.live += 1
+        self.live += 1
         insort(self.waiting, (turn.start, turn.number, turn))
         self.by_age[turn.number] = turn
-        self.live += 1
 
-    def remove(self, turn: T) -> bool:
-        """Take out a waiting turn; False if it does not wait."""
-        if self.by_age.pop(turn.number, None) is None:
-            return False
-        del self.waiting[bisect_left(self.waiting, (turn.start, turn.number))]
-        return True
+    def take(self, turn: T) -> None:
+        """Take out a waiting turn, the first one of its flow."""
+        self._remove(turn)
+        flow = self.flows[turn.flow]
+        flow.start, flow.finish = turn.start, turn.start + turn.cost / turn.weight
 
     def started(self, turn: T) -> None:
         self.virtual = max(self.virtual, turn.start)
 
+    def withdraw(self, turn: T) -> None:
+        """Take out a turn that waits or was taken."""
+        if turn.number in self.by_age:
+            self._remove(turn)
+            self._correct(self.flows[turn.flow])
+        else:
+            self.refund(turn, turn.cost)
+        self.forget(turn)
+
     def refund(self, turn: T, cost: float) -> None:
         """Charge its flow less for what comes after it."""
-        if turn.flow in self.finish:
-            self.finish[turn.flow] -= cost / turn.weight
+        flow = self.flows.get(turn.flow)
+        if flow is not None:
+            flow.finish -= cost / turn.weight
+            self._correct(flow)
 
-    def forget(self) -> None:
+    def forget(self, turn: T) -> None:
         """Count one less, and drop tags that cannot matter: memory follows the line."""
         self.live -= 1
+        self.flows[turn.flow].live -= 1
         if self.live == 0:
-            self.finish.clear()
-        elif len(self.finish) > 2 * self.live + 64:
-            self.finish = {flow: tag for flow, tag in self.finish.items() if tag > self.virtual}
+            self.flows.clear()
+        elif len(self.flows) > 2 * self.live + 64:
+            kept = self.flows.items()
+            self.flows = {n: one for n, one in kept if one.live or one.finish > self.virtual}
+
+    def _remove(self, turn: T) -> None:
+        del self.by_age[turn.number]
+        del self.flows[turn.flow].waiting[turn.number]
+        del self.waiting[bisect_left(self.waiting, (turn.start, turn.number))]
+
+    def _correct(self, flow: _Flow[T]) -> None:
+        """Set the start tags of those that wait anew; they stay in order."""
+        least, moved = max(flow.start, flow.finish), False
+        for turn in flow.waiting.values():
+            start = max(turn.floor, least)
+            moved = moved or start != turn.start
+            turn.start, least = start, start + turn.cost / turn.weight
+        if moved:
+            self.waiting = sorted((one.start, one.number, one) for _, _, one in self.waiting)
 
 
 class FairQueue(Generic[T]):
@@ -133,7 +193,7 @@ class FairQueue(Generic[T]):
 
     def take(self, turn: T, *, aged: bool) -> None:
         """Take out a turn that `head` named."""
-        self._classes[turn.priority].remove(turn)
+        self._classes[turn.priority].take(turn)
         turn.aged = aged
         self._since_aged = 0 if aged else self._since_aged + 1
 
@@ -143,14 +203,11 @@ class FairQueue(Generic[T]):
 
     def ended(self, turn: T) -> None:
         """Tell that a turn that started has been served."""
-        self._classes[turn.priority].forget()
+        self._classes[turn.priority].forget(turn)
 
     def withdraw(self, turn: T) -> None:
         """Take back a turn that has not started, waiting or taken; its flow is not charged."""
-        own = self._classes[turn.priority]
-        own.remove(turn)
-        own.refund(turn, turn.cost)
-        own.forget()
+        self._classes[turn.priority].withdraw(turn)
 
     def refund(self, turn: T, cost: float) -> None:
         """Tell that a turn took less service than estimated, by `cost`."""

@@ -247,7 +247,7 @@ class Admitting(RuleBasedStateMachine):
         assert (self.line.outstanding, self.line.waiting) == (0, 0)
         assert not self.line._unbegun
         for lane in self.lanes:
-            assert not any(one.finish for one in lane._order._classes.values())
+            assert not any(one.flows for one in lane._order._classes.values())
 
 
 TestAdmitting = Admitting.TestCase
