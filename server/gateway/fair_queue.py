@@ -95,7 +95,7 @@ class _Class(Generic[T]):
         self.live = 0
         """Turns that wait, were taken, or are being served."""
 
-    def tag(self, turn: T) -> None:
+    def tag(self, turn: Turn) -> None:
         """Set its tags as those of a turn that arrives now."""
         flow = self.flows.get(turn.flow)
         turn.floor = self.virtual
@@ -178,6 +178,10 @@ class FairQueue(Generic[T]):
         """Let a turn wait; its start tag is set here."""
         self._classes[turn.priority].push(turn)
 
+    def foresee(self, turn: Turn) -> None:
+        """Set the tags that a turn would have; it does not wait."""
+        self._classes[turn.priority].tag(turn)
+
     def head(self, now: float, allowed: Collection[Priority]) -> tuple[T, bool] | None:
         """Return who is next among the allowed classes, and whether it goes first by its age."""
         filled = [p for p in Priority if p in allowed and self._classes[p].waiting]
@@ -213,7 +217,7 @@ class FairQueue(Generic[T]):
         """Tell that a turn took less service than estimated, by `cost`."""
         self._classes[turn.priority].refund(turn, cost)
 
-    def before(self, turn: T) -> Iterator[T]:
+    def before(self, turn: Turn) -> Iterator[T]:
         """Yield the waiting turns that rank before `turn`, in no special order."""
         rank = turn.rank
         for priority in Priority:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from server.core.clock import Clock
 from server.core.errors import DeadlineUnreachable
 from server.gateway.drain_rate import DrainRate
-from server.gateway.fair_queue import FairQueue, Priority
+from server.gateway.fair_queue import FairQueue, Priority, Turn
 from server.gateway.ticket import Outlook, Seat, SeatState, Standing, Ticket
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Lane:
         self._rate = DrainRate(self._limits.memory)
         self._since = clock.monotonic()
         self._service: float | None = None
+        """How long a sequence has its slot, on average; None before one has ended."""
+        self._usual = 0.0
+        """What such a sequence was estimated to cost."""
         self._pumping = False
 
     @property
@@ -70,25 +74,27 @@ class Lane:
         """Most places that one request can ever have here."""
         return self.slots + self._limits.max_queue
 
-    @property
-    def service_seconds(self) -> float | None:
-        """How long a sequence has its slot, on average; None before one has ended."""
-        return self._service
-
     def admit(
-        self, places: int = 1, standing: Standing = _ANYBODY, *, deadline: float | None = None
+        self,
+        places: int = 1,
+        standing: Standing = _ANYBODY,
+        *,
+        deadline: float | None = None,
+        cost: float | None = None,
     ) -> Ticket:
         """Take places now; never waits.
 
-        Raises `QueueFull`, `Draining`, or `DeadlineUnreachable` for a deadline (monotonic seconds)
-        that the line as it stands cannot meet.
+        `cost`: what is known of it already; None: nothing. Raises `QueueFull`, `Draining`, or
+        `DeadlineUnreachable` for a deadline (monotonic seconds) that the line as it stands cannot
+        meet. Who has no price yet counts as not there: the price tells who is first.
         """
         self._line.check(self, places, standing)
         if deadline is not None:
-            ahead = max(0, self.outstanding - self.ended_places + places - self.slots)
-            better = standing.priority is Priority.INTERACTIVE  # may overtake: priced, it is known
-            wait = 0.0 if better or not ahead else self.expected_wait(ahead)
-            self._check_deadline(deadline, wait)
+            own = self._usual if cost is None else cost
+            key, weight, priority = standing.key, standing.weight, standing.priority
+            turn = Turn(key, weight, priority, own, self._line.number(), self._clock.monotonic())
+            self._order.foresee(turn)
+            self._check_deadline(deadline, turn)
         self.outstanding += places
         self._line.entered(places, standing)
         return Ticket(self, standing, places, deadline)
@@ -122,7 +128,7 @@ class Lane:
             ticket.seats.append(seat)
             self._order.push(seat)
         if ticket.deadline is not None:
-            self._check_deadline(ticket.deadline, self._wait_of(ticket))
+            self._check_deadline(ticket.deadline, ticket.seats[-1])
         self._pump()
 
     def started(self, seat: Seat) -> None:
@@ -161,16 +167,18 @@ class Lane:
         if not ticket.seats:
             position = waiting + 1
             return Outlook(position, position, self.expected_wait(position))
-        ahead = self._before(ticket.seats[0])
+        first = ticket.seats[0]
+        ahead = self._before(first, waits=first.state is SeatState.WAITING)
         return Outlook(len(ahead) + 1, max(waiting, len(ahead) + 1), self._seconds(ahead))
 
     # Details
 
-    def _before(self, seat: Seat) -> list[Seat]:
-        rank = seat.rank
+    def _before(self, turn: Turn, *, waits: bool) -> list[Seat]:
+        """Return who gets a slot before it. `waits`: the engine does not have it."""
+        rank = turn.rank
         ahead = [other for other in self._ahead if other.rank < rank]
-        if seat.state is SeatState.WAITING:
-            ahead += self._order.before(seat)
+        if waits:
+            ahead += self._order.before(turn)
         return ahead
 
     def _seconds(self, ahead: Sequence[Seat]) -> float | None:
@@ -179,12 +187,13 @@ class Lane:
         rest = self._rate.seconds(len(ahead), sum(seat.cost for seat in ahead)) if ahead else 0.0
         return None if own is None or rest is None else own + rest
 
-    def _wait_of(self, ticket: Ticket) -> float | None:
-        """Expected wait for the last of its sequences."""
-        ahead = self._before(ticket.seats[-1])
-        if len(self._inside) - len(self._ahead) + len(ahead) < self.slots:
+    def _wait_of(self, turn: Turn) -> float | None:
+        """Expected wait of one that the engine does not have; for slots that are free nobody waits."""
+        ahead = self._before(turn, waits=True)
+        free = max(0, self.slots - len(self._inside) + len(self._ahead))
+        if len(ahead) < free:
             return 0.0
-        return self._seconds(ahead)
+        return self._seconds(sorted(ahead, key=attrgetter("rank"))[free:])
 
     def _pump(self) -> None:
         """Hand the engine what may begin. What `begin` brings about is seen by the same loop."""
@@ -234,15 +243,20 @@ class Lane:
         del self._inside[seat]
         self._by_class[seat.priority] -= 1
         if seat.started_at is not None:
-            self._measure(self._clock.monotonic() - seat.started_at)
+            self._measure(self._clock.monotonic() - seat.started_at, seat.cost)
             self._order.ended(seat)
         else:
             del self._ahead[seat]
             self._order.withdraw(seat)
 
-    def _check_deadline(self, deadline: float, wait: float | None) -> None:
-        left = deadline - self._clock.monotonic()
-        needed = None if wait is None else wait + (self._service or 0.0)
+    def _check_deadline(self, deadline: float, turn: Turn) -> None:
+        """Raise `DeadlineUnreachable` unless its wait and its own work end by then.
+
+        Its cost is a bound: what may take longer than the usual counts as usual.
+        """
+        wait, left = self._wait_of(turn), deadline - self._clock.monotonic()
+        part = min(1.0, turn.cost / self._usual) if self._usual > 0 else 1.0
+        needed = None if wait is None else wait + part * (self._service or 0.0)
         if left > 0 and (needed is None or needed <= left):
             return
         self._line.counters[DeadlineUnreachable.code] += 1
@@ -254,9 +268,12 @@ class Lane:
             retry_after=self.retry_after(),
         )
 
-    def _measure(self, seconds: float) -> None:
-        before = self._service
-        self._service = seconds if before is None else before + (seconds - before) / _SMOOTHING
+    def _measure(self, seconds: float, cost: float) -> None:
+        if self._service is None:
+            self._service, self._usual = seconds, cost
+        else:
+            self._service += (seconds - self._service) / _SMOOTHING
+            self._usual += (cost - self._usual) / _SMOOTHING
 
     def _observe(self, finished: int = 0, cost: float = 0.0) -> None:
         """Count the time since the last change, if the engine had work. Before every change."""

@@ -14,7 +14,7 @@ from server.core.clock import Clock
 from server.core.errors import ContextLengthExceeded, InvalidRequest, QueueFull
 from server.core.request import GenerationRequest, SamplingParams
 from server.gateway.encoding import encode
-from server.gateway.entitlement import rate_limits, standing
+from server.gateway.entitlement import cost, rate_limits, standing
 from server.gateway.generation import Generation, GenerationContext
 from server.gateway.host import Lease
 from server.gateway.hosts import HostManager
@@ -162,7 +162,12 @@ class GenerationService:
         places = spec.n * len(spec.prompts)
         deadline = None if spec.seconds is None else self._clock.monotonic() + spec.seconds
         try:
-            return served.host.lane.admit(places, standing(spec.principal), deadline=deadline)
+            return served.host.lane.admit(
+                places,
+                standing(spec.principal),
+                deadline=deadline,
+                cost=cost(0, served.agent.output(spec.max_tokens, 0)),
+            )
         except QueueFull:
             if served.host.open:
                 raise

@@ -135,6 +135,7 @@ async def test_a_deadline_the_line_cannot_meet_is_refused_with_the_estimate():
     lane = stack.service.router.default.host.lane
     lane._rate.observe(20.0, 2)
     ticket = lane.admit(6)
+    ticket.price([1.0] * 6, lambda _index, _rank: None)
     answer = await ask(stack, {"x-request-deadline-ms": "5000"})
     assert answer.status_code == 503
     assert "about 30.0 s" in answer.json()["error"]["message"]

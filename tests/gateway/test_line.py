@@ -500,3 +500,37 @@ def test_who_asks_for_much_and_uses_little_is_served_by_what_it_used():
         desk.seat()
     # The engine holds one of them ahead, by the rank of its estimate, for twenty turns.
     assert 24 <= sum(name.startswith("wide") for name in desk.order[-50:]) <= 26
+
+
+def measured(seconds=2.0, cost=100.0):
+    desk = Desk(slots=1)
+    for number in range(4):
+        desk.ask(f"m{number}", cost=cost)
+        desk.finish(seconds=seconds)
+    return desk
+
+
+def test_a_deadline_is_held_against_those_that_come_before_not_against_the_whole_line():
+    desk = measured()
+    for number in range(20):
+        desk.ask(f"flood{number}", "flood")
+    ticket = desk.ask("single", "single", deadline=desk.clock.now + 10.0)
+    assert ticket.outlook().position == 1
+    with pytest.raises(DeadlineUnreachable):
+        desk.enter("behind", "flood", deadline=desk.clock.now + 10.0)
+
+
+def test_short_work_makes_a_deadline_that_usual_work_would_miss():
+    desk = measured(seconds=60.0, cost=1000)
+    soon = desk.clock.now + 5.0
+    with pytest.raises(DeadlineUnreachable, match="about 60"):
+        desk.lane.admit(1, deadline=soon)
+    with pytest.raises(DeadlineUnreachable, match="about 60"):
+        desk.lane.admit(1, deadline=soon, cost=2000.0)  # at most so much; it may end sooner
+    desk.tickets["short"] = ticket = desk.lane.admit(1, deadline=soon, cost=10.0)
+    ticket.price([10.0], lambda _index, rank: desk.engine.append((rank, "short", 0)))
+    desk.seat()
+    assert desk.order[-1] == "short"
+    desk.finish()
+    with pytest.raises(DeadlineUnreachable):
+        desk.ask("usual", deadline=soon, cost=1000)
