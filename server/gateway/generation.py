@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from server.core.clock import Clock
-from server.core.errors import OnegpuError, QueueTimeout
+from server.core.errors import DeadlineUnreachable, OnegpuError, QueueTimeout
 from server.core.events import Delta, Event, Failed, Finished, Started
 from server.core.request import GenerationRequest
 from server.engine.interface import Engine, TokenStreamLike
@@ -55,6 +55,8 @@ class GenerationContext:
     clock: Clock
     times: TimeLimits
     engines: EngineWatch
+    arrived: float
+    """When the request came, in monotonic seconds."""
 
 
 class Generation:
@@ -90,12 +92,16 @@ class Generation:
         n = len(requests) // len(prompts)
         self.prompts = prompts
         self.opened_at = self.context.clock.monotonic()
-        self._patience.begin()
-        self.choices = [Choice(request, number // n) for number, request in enumerate(requests)]
+        self._patience.begin(self.opened_at - self.context.arrived)
         output = sum(request.max_tokens for request in requests)
         self._grant.reserve(self.prompt_tokens + output)
         costs = [cost(len(request.prompt), request.max_tokens) for request in requests]
-        self._ticket.price(costs, self._begin)
+        self.choices = [Choice(request, number // n) for number, request in enumerate(requests)]
+        try:
+            self._ticket.price(costs, self._begin)
+        except DeadlineUnreachable:
+            self.choices = []  # refused: nothing of it was aborted
+            raise
         if self._failure is not None:
             raise self._failure
 

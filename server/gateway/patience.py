@@ -14,14 +14,16 @@ from server.gateway.watchdog import EngineWatch
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """Seconds, from when the request joins the order."""
+    """Seconds; those for the line and the client's own from its arrival."""
 
     read: float
     """Longest silence of the engine, once a slot was found."""
     queue: float
-    """Longest wait for a slot."""
+    """Longest wait for the model and a slot."""
     total: float | None = None
-    """Longest time to the last token; None: not limited."""
+    """Longest time to the last token, from when it joins the order; None: not limited."""
+    given: float | None = None
+    """What its client gives it, to the last token; None: not said."""
 
 
 class Patience:
@@ -42,20 +44,22 @@ class Patience:
         self._model = model
         self._retry_after = retry_after
         self._mark: float | None = None
-        self._begun_at = 0.0
+        self._arrived = 0.0
         self._quiet_since = 0.0
         self._stall_look = math.inf
         self._queue_end = math.inf
         self._end = math.inf
+        self._longest = math.inf
 
-    def begin(self) -> None:
-        """Count from now."""
+    def begin(self, waited: float) -> None:
+        """Count from now; the request came `waited` seconds ago."""
         now = asyncio.get_running_loop().time()
-        self._begun_at = self._quiet_since = now
+        self._quiet_since, self._arrived = now, now - waited
         self._stall_look = now + self._engines.soonest(self._engine.status())
-        self._queue_end = now + self._limits.queue
-        if self._limits.total is not None:
-            self._end = now + self._limits.total
+        self._queue_end = self._arrived + self._limits.queue
+        for begun, seconds in ((now, self._limits.total), (self._arrived, self._limits.given)):
+            if seconds is not None and begun + seconds < self._end:
+                self._end, self._longest = begun + seconds, seconds
 
     def heard(self) -> None:
         """Note an event."""
@@ -73,7 +77,7 @@ class Patience:
         """Raise `TotalTimeout` when the whole time is over."""
         if asyncio.get_running_loop().time() >= self._end:
             raise TotalTimeout(
-                f"The answer was not complete after {self._limits.total:g} s, the limit of "
+                f"The answer was not complete after {self._longest:g} s, the limit of "
                 f"this request to {self._model!r}; the generation was ended."
             )
 
@@ -87,7 +91,7 @@ class Patience:
         now = asyncio.get_running_loop().time()
         if waiting and now >= self._queue_end:
             raise QueueTimeout(
-                f"No slot became free within {now - self._begun_at:.0f} s. "
+                f"No slot became free within {now - self._arrived:.0f} s. "
                 "The server is busy; try later.",
                 retry_after=self._retry_after(),
             )

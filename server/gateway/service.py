@@ -100,7 +100,7 @@ class GenerationService:
         if (stalled := self.engines.stalled(served.host)) is not None:
             raise stalled
         patience = self._patience(served, spec)
-        deadline = self._clock.monotonic() + patience.queue
+        arrived = self._clock.monotonic()
         grant = self._rate.take(spec.principal.key_id, self._limits_of(spec.principal))
         try:
             ticket = self._admit(served, spec)
@@ -114,14 +114,20 @@ class GenerationService:
             grant.release()
             raise
         context = GenerationContext(
-            lease.engine, served.host.lane, self._telemetry, self._clock, patience, self.engines
+            lease.engine,
+            served.host.lane,
+            self._telemetry,
+            self._clock,
+            patience,
+            self.engines,
+            arrived,
         )
         generation = Generation(served.agent.name, context, ticket, grant, lease)
         try:
             _check_bias(spec, lease.tokenizer.n_vocab)
             encoded = await self.in_thread(encode, served, spec)
             prompts = [one.tokens for one in encoded]
-            requests = self._requests(served, spec, prompts, deadline)
+            requests = self._requests(served, spec, prompts, arrived + patience.queue)
             generation.dropped_turns = sum(one.dropped_turns for one in encoded)
             generation.attach(prompts, requests)
         except BaseException:
@@ -176,10 +182,10 @@ class GenerationService:
     def _patience(self, served: Served, spec: GenerationSpec) -> TimeLimits:
         """Return the time limits: the least of the server's, the agent's and the request's own."""
         limits, given = self.limits, spec.seconds
-        totals = [limits.total_timeout, served.agent.total_timeout, given]
+        totals = [limits.total_timeout, served.agent.total_timeout]
         queue = limits.connect_timeout if given is None else min(limits.connect_timeout, given)
         total = min((seconds for seconds in totals if seconds is not None), default=None)
-        return TimeLimits(read=limits.read_timeout, queue=max(0.0, queue), total=total)
+        return TimeLimits(limits.read_timeout, max(0.0, queue), total, given)
 
     def _check(self, served: Served, spec: GenerationSpec) -> None:
         """Refuse what could never run, before it takes a place."""

@@ -7,18 +7,22 @@ from typing import Any
 
 import pytest
 
+from server.core.clock import SystemClock
 from server.core.errors import (
     ContextLengthExceeded,
+    DeadlineUnreachable,
     EngineTimeout,
     GenerationFailed,
     InvalidRequest,
     ModelNotFound,
     QueueFull,
     QueueTimeout,
+    RateLimited,
     TotalTimeout,
 )
 from server.core.events import Delta, Finished, Started
 from server.gateway.agent import Agent
+from server.gateway.rate_limit import RateLimits
 from server.gateway.spec import ChatPrompt, GenerationSpec, TextPrompt, TokenPrompt
 from tests.fakes import FakeEngine, Script
 from tests.serving import MODEL, Stack
@@ -305,3 +309,77 @@ async def test_an_answer_that_is_complete_is_never_too_late():
     await _collect(generation.events(), seen)
     assert isinstance(seen[-1][1], Finished)
     generation.close()
+
+
+class Later(SystemClock):
+    """Goes with the time, but for what a test adds."""
+
+    more = 0.0
+
+    def monotonic(self):
+        return super().monotonic() + self.more
+
+
+def load_for(stack, seconds):
+    """Let the way to the model take so long."""
+    clock = stack.service._clock = Later()
+    whole = stack.hosts.acquire
+
+    async def acquire(host, patience):
+        clock.more += seconds
+        return await whole(host, patience)
+
+    stack.hosts.acquire = acquire
+
+
+async def test_the_time_that_the_client_gives_counts_from_its_arrival(stack):
+    load_for(stack, 20.0)
+    generation = await stack.service.open(spec(seconds=10.0))
+    with pytest.raises(TotalTimeout, match="after 10 s"):
+        await generation.first_events(5)
+    generation.close()
+
+
+async def test_the_wait_for_the_model_counts_as_wait_for_a_slot(stack):
+    load_for(stack, 40.0)
+    held = stack.service.router.default.host.lane.admit(8)
+    held.price([1.0] * 8, lambda _index, _rank: None)
+    generation = await stack.service.open(spec())
+    with pytest.raises(QueueTimeout, match="within 40 s"):
+        await generation.first_events(5)
+    generation.close()
+    held.release()
+
+
+async def test_an_agents_time_counts_from_the_submission():
+    slow = Agent(("slow",), n_ctx=4096, default_max_tokens=64, total_timeout=10.0)
+    stack = Stack(engine=FakeEngine(manual=True), agents=(slow,))
+    load_for(stack, 20.0)
+    generation = await stack.service.open(GenerationSpec("id", "slow", (TextPrompt("x"),)))
+    assert not await generation.first_events(0.01)
+    generation.close()
+    stack.service.shutdown()
+
+
+@pytest.mark.parametrize("reason", ["tokens", "deadline"])
+async def test_what_is_refused_when_it_is_priced_is_not_counted_as_aborted(reason):
+    rate = RateLimits(tokens_per_minute=100) if reason == "tokens" else RateLimits()
+    stack = Stack(engine=FakeEngine(manual=True), rate=rate)
+    if reason == "tokens":
+        stack.service._rate.take("", rate).reserve(90)
+    wanted = spec(seconds=10.0 if reason == "deadline" else None)
+    service: Any = stack.service
+    whole = service.in_thread
+
+    async def late(*args):
+        stack.admission._clock = stack.service.router.default.host.lane._clock = Later()
+        stack.admission._clock.more = 20.0
+        return await whole(*args)
+
+    service.in_thread = late
+    with pytest.raises((RateLimited, DeadlineUnreachable)):
+        await stack.service.open(wanted)
+    metrics = stack.metrics.render()[0].decode()
+    assert "onegpu_aborted_total 0.0" in metrics
+    assert stack.admission.outstanding == 0
+    stack.service.shutdown()
