@@ -216,6 +216,7 @@ class FakeEngine:
     load_error: OnegpuError | None = None
     starts: int = 0
     stopping: bool = False
+    held_back: bool = False
 
     def __post_init__(self) -> None:
         self._changed = asyncio.Event()
@@ -260,6 +261,9 @@ class FakeEngine:
 
     def abandon(self) -> None:
         self.state = EngineState.STOPPED
+
+    def hold(self, *, held: bool) -> None:
+        self.held_back = held
 
     def submit(self, request: GenerationRequest, watch: Watch | None = None) -> FakeStream:
         stream = FakeStream(self, request, watch)
@@ -323,6 +327,7 @@ class FakeEngine:
             counters=Counter(steps=7, prefill_rows=3, decode_rows=4),
             step_seconds=0.5,
             last_step=self.last_step,
+            held=self.held_back,
         )
 
     def slot_views(self) -> list[SlotView]:

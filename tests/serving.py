@@ -25,6 +25,8 @@ from server.gateway.agent import Agent
 from server.gateway.answers import AnswerKeeper, AnswerLimits
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
+from server.gateway.gpu_guard import CardGuard, GuardLimits
+from server.gateway.gpu_shedding import GpuGuard, WatchedCard
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec, HostState
 from server.gateway.hosts import HostManager
@@ -36,10 +38,12 @@ from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from server.ops.metrics_answers import AnswersCollector
+from server.ops.metrics_gpu import GpuCollector
 from server.ops.metrics_keys import KeyRefusalsCollector
 from tests.fakes import FakeEngine
 
 MODEL = "fake-model"
+CARD = "0000:3b:00.0"
 
 
 @dataclass
@@ -62,6 +66,8 @@ class Stack:
     kept: AnswerLimits = field(default_factory=AnswerLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     idle_timeout: int = 5
+    gpu: GuardLimits | None = None
+    """The model is on a card that is guarded so; None: there is no guard."""
     url: str = ""
     server: uvicorn.Server = field(init=False, repr=False)
 
@@ -75,6 +81,10 @@ class Stack:
         agents = [Agent((MODEL, "alias"), n_ctx=n_ctx, default_max_tokens=64), *self.agents]
         self.hosts = HostManager([host], Budget(), clock)
         gatekeeper = self.gatekeeper or without_keys(clock)
+        self.guard = GpuGuard((), clock, self.hosts.expire, "there is no GPU")
+        if self.gpu is not None:
+            card = WatchedCard(CARD, f"Fake ({CARD})", CardGuard(self.gpu, 0.0), (host,))
+            self.guard = GpuGuard((card,), clock, self.hosts.expire)
         self.metrics = Metrics([host], self.admission)
         self.metrics.add(KeyRefusalsCollector(getattr(gatekeeper, "counters", {})))
         self.service = GenerationService(
@@ -93,8 +103,9 @@ class Stack:
         )
         self.answers = AnswerKeeper[Head](self.kept, clock)
         self.metrics.add(AnswersCollector(self.answers))
+        self.metrics.add(GpuCollector(self.guard))
         limits = HealthLimits(stall_after=min(5.0, self.stall_after))
-        self.health = Health(self.hosts, host, self.admission, limits, clock)
+        self.health = Health(self.hosts, host, self.admission, self.guard, limits, clock)
         self.reporter = Reporter(self.metrics, clock)
         self.parts = Parts(
             service=self.service,

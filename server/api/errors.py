@@ -42,6 +42,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "queue_timeout": (503, "service_unavailable_error"),
     "deadline_unreachable": (503, "service_unavailable_error"),
     "too_many_connections": (503, "service_unavailable_error"),
+    "gpu_memory": (503, "service_unavailable_error"),
     "model_loading": (503, "service_unavailable_error"),
     "model_failed": (503, "service_unavailable_error"),
     "draining": (503, "service_unavailable_error"),

@@ -50,7 +50,8 @@ def system_router(parts: Parts) -> APIRouter:
     @router.get("/health")
     async def health() -> Response:
         """Sum up; fails like `/health/ready`."""
-        return _verdict(parts.health.ready(), _summary(parts))
+        told = {**_summary(parts), "gpu_guard": parts.health.gpu()}
+        return _verdict(parts.health.ready(), told)
 
     @router.get("/health/live")
     async def live() -> Response:

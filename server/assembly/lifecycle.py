@@ -18,6 +18,7 @@ import uvloop
 
 from server.api.early import EarlyAnswers
 from server.assembly.connections import ConnectionLimits, bounded
+from server.assembly.gpu_guard import watch_cards
 from server.assembly.keys import check_keys
 from server.assembly.parts import Parts, build
 from server.assembly.pulse import Pulse
@@ -114,6 +115,7 @@ class Lifecycle:
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         loaded = asyncio.create_task(self._load())
         watch = asyncio.create_task(self._parts.hosts.watch())
+        guard = asyncio.create_task(watch_cards(self._parts.guard, self._settings, SystemClock()))
         pulse = asyncio.create_task(self._pulse.run()) if self._pulse else None
         signalled = asyncio.create_task(self._signalled.wait())
         await asyncio.wait((loaded, signalled), return_when=asyncio.FIRST_COMPLETED)
@@ -121,7 +123,7 @@ class Lifecycle:
         if status == 0:
             await asyncio.wait((http, signalled), return_when=asyncio.FIRST_COMPLETED)
             await self._drain()
-        for task in (loaded, signalled, watch):
+        for task in (loaded, signalled, watch, guard):
             task.cancel()
         stopped = await self._stop_engines()
         self._http.should_exit = True

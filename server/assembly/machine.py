@@ -38,6 +38,7 @@ def machine_memory(settings: Settings, *, gpu_wanted: bool) -> Memory:
         gpu_free=card.free,
         cpu_available=_ram(settings, 0),
         gpu_name=card.name,
+        gpu_bus_id=card.bus_id,
         reserve=reserve,
         repacked=flags,
     )

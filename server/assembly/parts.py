@@ -15,6 +15,7 @@ from server.api.report import Reporter
 from server.assembly.admission import answer_limits, default_rates, line_limits
 from server.assembly.agents import agent_of
 from server.assembly.engine import LastWords, build_engine, llama_params, scheduler_limits
+from server.assembly.gpu_guard import build_guard
 from server.assembly.keys import access_rules
 from server.assembly.machine import machine_memory, refuse_cpu_build
 from server.assembly.routes import routes_of
@@ -26,6 +27,7 @@ from server.core.errors import ConfigError
 from server.gateway.answers import AnswerKeeper
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
+from server.gateway.gpu_shedding import GpuGuard
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec
 from server.gateway.hosts import HostManager
@@ -36,6 +38,7 @@ from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from server.ops.metrics_answers import AnswersCollector
+from server.ops.metrics_gpu import GpuCollector
 from server.ops.metrics_keys import KeyRefusalsCollector
 from server.settings import Settings
 from server.store.key_view import KeyView
@@ -52,6 +55,7 @@ class Parts:
     admission: Line
     answers: AnswerKeeper[Head]
     service: GenerationService
+    guard: GpuGuard
     authenticator: Authenticator
     reporter: Reporter
     health: Health
@@ -87,6 +91,8 @@ def build(
     metrics.add(KeyRefusalsCollector(authenticator.counters))
     answers = AnswerKeeper[Head](answer_limits(settings.gateway.idempotency), clock)
     metrics.add(AnswersCollector(answers))
+    guard = build_guard(settings, memory, hosts, clock)
+    metrics.add(GpuCollector(guard))
     reporter = Reporter(metrics, clock)
     timeouts = settings.gateway.timeout
     limits = ServiceLimits(
@@ -99,7 +105,7 @@ def build(
     )
     service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
     stall = HealthLimits(settings.engine.stall_after)
-    health = Health(hosts, router.default.host, admission, stall, clock)
+    health = Health(hosts, router.default.host, admission, guard, stall, clock)
     app = create_app(
         ApiParts(
             service=service,
@@ -126,6 +132,7 @@ def build(
         admission,
         answers,
         service,
+        guard,
         authenticator,
         reporter,
         health,

@@ -18,6 +18,7 @@ OnegpuError
 │   └── ClientStalled           the client stopped sending or reading
 ├── Unavailable                 the server's state; `retry_after` says when to come back
 │   ├── QueueFull, QueueTimeout, DeadlineUnreachable
+│   ├── GpuMemoryShort          other programs took GPU memory; nothing new begins on that card
 │   ├── ModelLoading, ModelFailed, Draining
 │   ├── StoreError (server.store)   the keys cannot be read
 │   ├── EngineStalled           the engine has work and does not get on
@@ -196,6 +197,12 @@ class DeadlineUnreachable(Unavailable):
     """The answer would come after the deadline that the request names."""
 
     code = "deadline_unreachable"
+
+
+class GpuMemoryShort(Unavailable):
+    """Too little memory is left on the model's card for anything new to begin."""
+
+    code = "gpu_memory"
 
 
 class ModelLoading(Unavailable):

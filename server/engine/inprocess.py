@@ -145,6 +145,10 @@ class InProcessEngine:
         self._engine.submit(request)
         return stream
 
+    def hold(self, *, held: bool) -> None:
+        """Give no slot to what waits, until told otherwise."""
+        self._engine.hold(held=held)
+
     def status(self) -> EngineStatus:
         """A snapshot; numbers may be one step apart."""
         engine, scheduler = self._engine, self._engine.scheduler
@@ -166,6 +170,7 @@ class InProcessEngine:
             counters=counters,
             step_seconds=engine.step_seconds,
             last_step=engine.last_progress,
+            held=engine.held,
         )
 
     def slot_views(self) -> list[SlotView]:

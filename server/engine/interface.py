@@ -172,11 +172,14 @@ class EngineStatus:
     idle_cells: int
     """Cells that hold finished prefixes."""
     has_work: bool
+    """Something that it could do now."""
     counters: Mapping[str, int]
     step_seconds: float
     """Time spent in decode calls."""
     last_step: float
     """Monotonic time at which the last step ended."""
+    held: bool = False
+    """Nothing that waits gets a slot; see `Engine.hold`."""
 
 
 Watch = Callable[[Event], None]
@@ -210,6 +213,10 @@ class Engine(Protocol):
 
     def submit(self, request: GenerationRequest, watch: Watch | None = None) -> TokenStreamLike:
         """Let a request wait for a slot by its rank. `ModelLoading`, `Draining` or `EngineDead`."""
+        ...
+
+    def hold(self, *, held: bool) -> None:
+        """Give no slot to what waits, until told otherwise. What runs goes on."""
         ...
 
     def status(self) -> EngineStatus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -59,11 +60,16 @@ class EngineLoop:
         self._inbox: deque[GenerationRequest | str] = deque()
         self._wake = threading.Event()
         self._stopping = False
+        self.held = False
+        """Whether what waits has to go on waiting."""
 
     @property
     def has_work(self) -> bool:
-        """Whether a request runs, waits or is on its way in."""
-        return bool(self._inbox) or (self.scheduler is not None and self.scheduler.has_work)
+        """Whether a request runs, is on its way in, or waits although it need not."""
+        scheduler = self.scheduler
+        if self._inbox or scheduler is None:
+            return bool(self._inbox)
+        return bool(scheduler.running) if self.held else scheduler.has_work
 
     def submit(self, request: GenerationRequest) -> None:
         """Any thread: hand in a request. Its outcome comes through `publish`."""
@@ -72,6 +78,13 @@ class EngineLoop:
     def abort(self, request_id: str) -> None:
         """Any thread: end a request within one step."""
         self._post(request_id)
+
+    def hold(self, *, held: bool) -> None:
+        """Any thread: give no slot to what waits, until told otherwise. What runs goes on."""
+        if not self.has_work:
+            self.last_progress = self._clock.monotonic()
+        self.held = held
+        self._wake.set()
 
     def stop(self) -> None:
         """Any thread: end after the current step, or within a load at its next sign of progress.
@@ -142,7 +155,7 @@ class EngineLoop:
 
     def _admit(self, scheduler: Scheduler, backend: Backend) -> None:
         """Edit memory as the scheduler says. A sampler that cannot be made ends one request."""
-        for edit in scheduler.admit(self._clock.monotonic()):
+        for edit in scheduler.admit(self._clock.monotonic(), held=self.held):
             backend.truncate(edit.slot, edit.keep)
             if not isinstance(edit, Admission):
                 continue
@@ -178,8 +191,13 @@ class EngineLoop:
         self._wake.set()
 
     def _wait(self) -> None:
-        """Sleep until something comes in. Clearing before waiting would lose a wake-up."""
-        self._wake.wait()
+        """Sleep until something comes in, or until somebody has waited for too long in a hold.
+
+        Clearing before waiting would lose a wake-up.
+        """
+        due = math.inf if self.scheduler is None else self.scheduler.next_deadline
+        left = due - self._clock.monotonic()
+        self._wake.wait(None if left == math.inf else max(0.0, left))
         self._wake.clear()
 
     def _progress(self, fraction: float) -> None:

@@ -91,7 +91,8 @@ class Scheduler:
         self._events: list[tuple[str, Event]] = []
         self._closed: list[int] = []
         self._edits: list[Truncation] = []
-        self._next_deadline = float("inf")
+        self.next_deadline = float("inf")
+        """No waiting sequence's deadline is before it."""
         self._admitted = 0
         self._no_cells = 0
         self._failures = 0
@@ -113,7 +114,7 @@ class Scheduler:
         self._by_id[request.request_id] = sequence
         self.waiting.add(sequence)
         if request.deadline is not None:
-            self._next_deadline = min(self._next_deadline, request.deadline)
+            self.next_deadline = min(self.next_deadline, request.deadline)
 
     def abort(self, request_id: str, now: float) -> None:
         """End a request because nobody wants it; a no-op when it is not here any more."""
@@ -143,14 +144,15 @@ class Scheduler:
 
     # A step
 
-    def admit(self, now: float) -> list[Truncation | Admission]:
-        """Expire what waited too long, give slots to who is next; return memory edits."""
-        if now >= self._next_deadline:
+    def admit(self, now: float, *, held: bool = False) -> list[Truncation | Admission]:
+        """Expire what waited too long, give slots to who is next unless `held`; return memory edits."""
+        if now >= self.next_deadline:
             self._expire(now)
         edits: list[Truncation | Admission] = list(self._edits)
         self._edits.clear()
         slots, acquire = self.limits.slots, self.pool.acquire
-        while len(self.running) < slots and (found := self.waiting.take(acquire, slots)):
+        most = 0 if held else slots
+        while len(self.running) < most and (found := self.waiting.take(acquire, slots)):
             sequence, (slot, keep, evictions) = found
             sequence.slot, sequence.computed, sequence.cached = slot.index, keep, keep
             sequence.status, sequence.started_at = SequenceStatus.RUNNING, now
@@ -303,7 +305,7 @@ class Scheduler:
                     f"No slot became free within {waited:.0f} s. The server is busy; try later."
                 ),
             )
-        self._next_deadline = min(deadlines, default=float("inf"))
+        self.next_deadline = min(deadlines, default=float("inf"))
 
     # When a decode call fails
 

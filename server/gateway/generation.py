@@ -78,7 +78,7 @@ class Generation:
         self._ticket = ticket
         self._grant = grant
         self._patience = Patience(
-            context.engine, context.engines, context.times, model, context.lane.retry_after
+            context.engine, context.engines, context.times, model, context.lane.overdue
         )
         self._pending: Batch = []
         self._wake = asyncio.Event()
@@ -323,8 +323,7 @@ class Generation:
                 continue
             error: OnegpuError = event.error
             if isinstance(error, QueueTimeout) and error.retry_after is None:
-                # The engine knows no rates, the line does.
-                advice = self.context.lane.retry_after()
-                raise QueueTimeout(error.message, retry_after=advice)
+                # The engine knows neither rates nor why it is held, the line does.
+                raise self.context.lane.overdue(error.message)
             # One error may end many requests: none shall carry the others' tracebacks.
             raise error.with_traceback(None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from server.core.clock import Clock
 from server.engine.interface import EngineState
+from server.gateway.gpu_shedding import GpuGuard
 from server.gateway.host import Host, HostState
 from server.gateway.hosts import HostManager
 from server.gateway.line import Line
@@ -37,6 +38,7 @@ class Health:
         hosts: HostManager,
         default: Host,
         admission: Line,
+        guard: GpuGuard,
         limits: HealthLimits,
         clock: Clock,
     ) -> None:
@@ -48,6 +50,8 @@ class Health:
         self._default = default
         self._admission = admission
         self._engines = EngineWatch(clock, limits.stall_after)
+        self._guard = guard
+        self.watchdog.watch("the GPU guard", guard.beat)
 
     def live(self) -> Verdict:
         """Fail when only a restart helps: engines are dead, or something stands still.
@@ -74,6 +78,10 @@ class Health:
             return Verdict(ok=False, status=status, message=" ".join(told))
         return Verdict(ok=True, status="ok", message=" ".join(["alive, but", *told]))
 
+    def gpu(self) -> str:
+        """Say how the cards stand, or why nobody looks."""
+        return self._guard.message()
+
     def _fault(self, host: Host) -> Verdict | None:
         """Say what is wrong with a loaded model; None if nothing is."""
         status = host.status()
@@ -88,7 +96,7 @@ class Health:
         return None
 
     def ready(self) -> Verdict:
-        """Fail while requests would be refused: loading at start, draining, dead or stalled.
+        """Fail while requests would be refused: loading at start, draining, dead, stalled, no memory.
 
         A model that is loaded on demand later on keeps its requests in line, so it is no reason.
         """
@@ -96,12 +104,20 @@ class Health:
         if not live.ok:
             return live
         host = self._default
-        status = host.status()
+        status, held = host.status(), host.lane.held
         if host.loads == 0 and host.state is not HostState.READY:
             progress = 0.0 if status is None else status.load_progress
             done = f"The model is loading, {progress:.0%} done."
+            if held is not None:
+                done = held.error().message
             return Verdict(ok=False, status="loading", message=done)
         stopped = status is not None and status.state is EngineState.STOPPED
         if self._admission.draining or (stopped and host.state is HostState.READY):
             return Verdict(ok=False, status="draining", message="The server is shutting down.")
+        short = self._guard.reason(host)
+        if short is not None:
+            return Verdict(ok=False, status=short.code, message=short.message)
+        if held is not None:
+            told = f"ready, but requests wait. {held.error().message}"
+            return Verdict(ok=True, status="ok", message=told)
         return Verdict(ok=True, status="ok", message="ready")

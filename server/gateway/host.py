@@ -12,6 +12,7 @@ from server.core.errors import OnegpuError
 from server.engine.interface import Engine, EngineStatus, ModelInfo, SlotView, Tokenizer
 from server.gateway.lane import Lane
 from server.gateway.memory import Footprint
+from server.gateway.ticket import Hold
 
 
 class HostState(StrEnum):
@@ -98,6 +99,12 @@ class Host:
     def open(self) -> bool:
         """Whether a request is let in at once."""
         return self.state is HostState.READY and not self.closing
+
+    def hold(self, held: Hold | None) -> None:
+        """Let nothing begin here, or let it begin again. What runs goes on."""
+        if self.engine is not None:
+            self.engine.hold(held=held is not None)
+        self.lane.hold(held)
 
     def expires(self) -> float | None:
         """Monotonic time at which it is unloaded if nobody comes; None: not by itself."""

@@ -50,7 +50,7 @@ class HostManager:
         """Return a lease on a loaded host; load it if need be. The caller must release it.
 
         Raises `ModelLoading` with an estimate after `patience` seconds, `ModelFailed` when it does
-        not load, `Draining` once the server ends, `EngineDead`.
+        not load, `Draining` once the server ends, `EngineDead`, or what a hold says.
         """
         if host.open:
             return self._lease(host)
@@ -140,7 +140,8 @@ class HostManager:
                 return await asyncio.shield(waiter.future)
         except TimeoutError:
             self._give_up(waiter)
-            raise self.loading(host) from None
+            told = self.loading(host)
+            raise (told if host.lane.held is None else host.lane.overdue(told.message)) from None
         except asyncio.CancelledError:
             self._give_up(waiter)
             raise
@@ -201,7 +202,8 @@ class HostManager:
         self._changed.set()
 
     def _decide(self) -> Decision:
-        wanted = list(dict.fromkeys(waiter.host for waiter in self._line))
+        # What is held is not to begin; and others need not wait, or go, for it.
+        wanted = list(dict.fromkeys(one.host for one in self._line if one.host.lane.held is None))
         decision = decide(self.hosts, wanted, self.budget, self._clock.monotonic())
         for host in self.hosts:
             host.closing = host in decision.leaving

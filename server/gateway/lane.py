@@ -13,10 +13,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from server.core.clock import Clock
-from server.core.errors import DeadlineUnreachable
+from server.core.errors import DeadlineUnreachable, QueueTimeout, Unavailable
 from server.gateway.drain_rate import DrainRate
 from server.gateway.fair_queue import FairQueue, Priority, Turn
-from server.gateway.ticket import Outlook, Seat, SeatState, Standing, Ticket
+from server.gateway.ticket import Hold, Outlook, Seat, SeatState, Standing, Ticket
 
 if TYPE_CHECKING:
     from server.gateway.line import Line
@@ -41,6 +41,8 @@ class Lane:
         """Places held by unreleased tickets."""
         self.ended_places = 0
         """Of these, those whose sequences have ended: only their readers are not done."""
+        self.held: Hold | None = None
+        """Why nothing of this lane begins; None: it does."""
         self._line = line
         self._limits = line.limits
         self._clock = clock
@@ -84,9 +86,9 @@ class Lane:
     ) -> Ticket:
         """Take places now; never waits.
 
-        `cost`: what is known of it already; None: nothing. Raises `QueueFull`, `Draining`, or
-        `DeadlineUnreachable` for a deadline (monotonic seconds) that the line as it stands cannot
-        meet. Who has no price yet counts as not there: the price tells who is first.
+        `cost`: what is known of it already; None: nothing. Raises `QueueFull`, `Draining`, what a hold
+        says, or `DeadlineUnreachable` for a deadline (monotonic seconds) that the line as it stands
+        cannot meet. Who has no price yet counts as not there: the price tells who is first.
         """
         self._line.check(self, places, standing)
         if deadline is not None:
@@ -98,6 +100,18 @@ class Lane:
         self.outstanding += places
         self._line.entered(places, standing)
         return Ticket(self, standing, places, deadline)
+
+    def hold(self, held: Hold | None) -> None:
+        """Let nothing begin, or let it begin again. What has a slot goes on."""
+        self._observe()
+        self.held = held
+        self._pump()
+
+    def overdue(self, message: str) -> Unavailable:
+        """Return what to tell one who waited too long: `message`, or what holds the line up."""
+        if self.held is not None:
+            return self._line.sent_away(self.held)
+        return QueueTimeout(message, retry_after=self.retry_after())
 
     def retry_after(self) -> float:
         """Seconds in which the line as it stands should have drained, between 1 and the limit."""
@@ -166,10 +180,12 @@ class Lane:
         waiting = self.queued
         if not ticket.seats:
             position = waiting + 1
-            return Outlook(position, position, self.expected_wait(position))
+            wait = None if self.held else self.expected_wait(position)
+            return Outlook(position, position, wait)
         first = ticket.seats[0]
         ahead = self._before(first, waits=first.state is SeatState.WAITING)
-        return Outlook(len(ahead) + 1, max(waiting, len(ahead) + 1), self._seconds(ahead))
+        wait = None if self.held else self._seconds(ahead)
+        return Outlook(len(ahead) + 1, max(waiting, len(ahead) + 1), wait)
 
     # Details
 
@@ -214,7 +230,7 @@ class Lane:
             self._pumping = False
 
     def _next(self) -> tuple[Seat, bool] | None:
-        if not len(self._order):
+        if self.held is not None or not len(self._order):
             return None
         found = self._order.head(self._clock.monotonic(), self._allowed())
         if found is None or len(self._inside) < 2 * self.slots:
@@ -276,8 +292,11 @@ class Lane:
             self._usual += (cost - self._usual) / _SMOOTHING
 
     def _observe(self, finished: int = 0, cost: float = 0.0) -> None:
-        """Count the time since the last change, if the engine had work. Before every change."""
+        """Count the time since the last change, if the engine had work. Before every change.
+
+        A hold is no measure of the pace: what ends in it left slots that stayed empty.
+        """
         now = self._clock.monotonic()
-        if self._inside:
+        if self._inside and self.held is None:
             self._rate.observe(now - self._since, finished, cost)
         self._since = now

@@ -12,9 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from server.core.clock import Clock
-from server.core.errors import Draining, QueueFull
+from server.core.errors import Draining, QueueFull, Unavailable
 from server.gateway.lane import Lane
-from server.gateway.ticket import SeatState, Standing, Ticket
+from server.gateway.ticket import Hold, SeatState, Standing, Ticket
 
 _SHARE = 8
 """A key, and one model of several, may hold so many times the places that are free, no more: the
@@ -89,13 +89,15 @@ class Line:
         return next(self._numbers)
 
     def check(self, lane: Lane, places: int, standing: Standing) -> None:
-        """Raise `Draining` or `QueueFull` where so many more may not enter."""
+        """Raise `Draining`, `QueueFull` or what a hold says where so many more may not enter."""
         if self.draining:
             self.counters[Draining.code] += 1
             raise Draining(
                 "The server is shutting down and takes no new requests.",
                 retry_after=self.limits.drain_retry,
             )
+        if lane.held is not None and lane.held.shut:
+            raise self.sent_away(lane.held)
         if (told := self._obstacle(lane, places, standing)) is not None:
             self._refuse(lane, told)
 
@@ -129,6 +131,12 @@ class Line:
         if self.outstanding == 0:
             self._empty.set()
 
+    def sent_away(self, hold: Hold) -> Unavailable:
+        """Count one that a hold sends away; return its error."""
+        error = hold.error()
+        self.counters[error.code] += 1
+        return error
+
     def _obstacle(self, lane: Lane, places: int, standing: Standing) -> str | None:
         """Return why so many more may not wait; None: they may, or need not."""
         busy = lane.outstanding - lane.ended_places
@@ -149,5 +157,7 @@ class Line:
         return None
 
     def _refuse(self, lane: Lane, message: str) -> None:
+        if lane.held is not None:
+            raise self.sent_away(lane.held)
         self.counters[QueueFull.code] += 1
         raise QueueFull(message, retry_after=lane.retry_after())

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.core.errors import EngineTimeout, QueueTimeout, TotalTimeout
-from server.engine.interface import Engine
+from server.core.errors import EngineTimeout, TotalTimeout, Unavailable
+from server.engine.interface import Engine, EngineStatus
 from server.gateway.watchdog import EngineWatch
 
 
@@ -35,14 +35,14 @@ class Patience:
         engines: EngineWatch,
         limits: TimeLimits,
         model: str,
-        retry_after: Callable[[], float],
+        overdue: Callable[[str], Unavailable],
     ) -> None:
-        """`model` is named in errors. Nothing runs out before `begin`."""
+        """`model` is named in errors, `overdue` makes that of the line. Nothing runs out before `begin`."""
         self._engine = engine
         self._engines = engines
         self._limits = limits
         self._model = model
-        self._retry_after = retry_after
+        self._overdue = overdue
         self._mark: float | None = None
         self._arrived = 0.0
         self._quiet_since = 0.0
@@ -82,7 +82,7 @@ class Patience:
             )
 
     def check(self, *, started: bool, waiting: bool) -> None:
-        """Raise `TotalTimeout`, `QueueTimeout` or `EngineTimeout` for what took too long.
+        """Raise `TotalTimeout`, `EngineTimeout` or what the line says for what took too long.
 
         Raises `EngineStalled` for an engine that does not get on, whoever it works for.
         `waiting`: the engine does not have it yet; later it has a deadline of its own for a slot.
@@ -90,21 +90,23 @@ class Patience:
         self.check_end()
         now = asyncio.get_running_loop().time()
         if waiting and now >= self._queue_end:
-            raise QueueTimeout(
+            raise self._overdue(
                 f"No slot became free within {now - self._arrived:.0f} s. "
-                "The server is busy; try later.",
-                retry_after=self._retry_after(),
+                "The server is busy; try later."
             )
         status = self._engine.status()
         if (stalled := self._engines.fault(status)) is not None:
             raise stalled
         self._stall_look = now + self._engines.soonest(status)
-        self._check_silence(now, status.last_step, self._silence(started=started))
+        self._check_silence(now, status, self._silence(started=started))
 
-    def _check_silence(self, now: float, last_step: float, patience: float) -> None:
-        """A step is a sign of life, whoever it served: long prompts, ours or those before it, are no hang."""
-        if last_step != self._mark:
-            self._mark, self._quiet_since = last_step, now
+    def _check_silence(self, now: float, status: EngineStatus, patience: float) -> None:
+        """A step is a sign of life, whoever it served: long prompts, ours or those before it, are no hang.
+
+        Neither is an engine that is told to hold back what it has left.
+        """
+        if status.last_step != self._mark or (status.held and not status.has_work):
+            self._mark, self._quiet_since = status.last_step, now
         elif now - self._quiet_since >= patience:
             raise EngineTimeout(
                 f"The engine was silent for {patience:g} s; the generation was ended."

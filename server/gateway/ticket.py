@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from server.core.errors import Unavailable
 from server.gateway.fair_queue import Priority, Rank, Turn
 
 if TYPE_CHECKING:
@@ -27,6 +28,16 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Nothing that waits begins, for a reason beyond the line."""
+
+    error: Callable[[], Unavailable]
+    """Makes what is told to whom it sends away."""
+    shut: bool
+    """Whether newcomers are sent away at once; else they may wait."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outlook:
     """Where a request stands among the sequences that have no slot yet."""
 
@@ -34,7 +45,7 @@ class Outlook:
     """1 is next."""
     waiting: int
     seconds: float | None
-    """Expected wait; None while nothing was measured."""
+    """Expected wait; None while nothing was measured, or nothing begins."""
 
 
 class SeatState(IntEnum):

@@ -78,7 +78,7 @@ def _session(nvml: Any) -> Iterator[Any]:
 def _read(library: Any, index: int, driver: str) -> Card:
     card = library.nvmlDeviceGetHandleByIndex(index)
     # A program gets one instance of a divided card: its memory counts, not the whole card's.
-    handle = _least_instance(library, card) if _is_divided(library, card) else card
+    handle = _least_instance(library, card) if is_divided(library, card) else card
     memory = library.nvmlDeviceGetMemoryInfo(handle)
     major, minor = library.nvmlDeviceGetCudaComputeCapability(card)
     return Card(
@@ -92,7 +92,7 @@ def _read(library: Any, index: int, driver: str) -> Card:
     )
 
 
-def _is_divided(library: Any, card: Any) -> bool:
+def is_divided(library: Any, card: Any) -> bool:
     """Tell whether the card is in MIG mode; most know no such mode."""
     try:
         current, _ = library.nvmlDeviceGetMigMode(card)

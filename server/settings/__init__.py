@@ -4,7 +4,12 @@ Only this package reads the environment. `server.cli` loads, `server.assembly` h
 no lower layer imports it.
 """
 
-from server.settings.gateway import GatewaySettings, RateLimitSettings, TimeoutSettings
+from server.settings.gateway import (
+    GatewaySettings,
+    GpuGuardSettings,
+    RateLimitSettings,
+    TimeoutSettings,
+)
 from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.loading import Loaded, Override, load
 from server.settings.problems import Origin, Problem, SettingsError
@@ -20,6 +25,7 @@ from server.settings.schema import (
 __all__ = [
     "EngineSettings",
     "GatewaySettings",
+    "GpuGuardSettings",
     "HubSettings",
     "Loaded",
     "LoggingSettings",

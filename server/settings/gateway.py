@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from server.settings.quantities import Duration, Kind, Size
+from server.settings.relations import Conflict, Conflicts
 from server.settings.values import PositiveInt, Section, whole_as_float
 
 
@@ -59,6 +60,50 @@ class IdempotencySettings(Section):
     )
 
 
+Percent = Annotated[float, BeforeValidator(whole_as_float), Field(gt=0, lt=100)]
+
+
+class GpuGuardSettings(Section):
+    """What happens when other programs take the card's memory; what runs is never cut."""
+
+    mode: Literal["reserve", "used", "off"] = Field(
+        "reserve", description="watch free memory beyond the plan, the share in use, or nothing"
+    )
+    low: Annotated[Size | None, Kind("size")] = Field(
+        None, description="mode reserve: nothing new begins below it; null: half of memory.reserve"
+    )
+    high: Annotated[Size | None, Kind("size")] = Field(
+        None, description="mode reserve: enough again; null: three quarters of memory.reserve"
+    )
+    used: Percent = Field(
+        95.0, description="mode used: nothing new begins above so many percent in use"
+    )
+    used_resume: Percent = Field(
+        90.0, description="mode used: so many percent are few enough again"
+    )
+    interval: Annotated[Duration, Field(ge=0.05)] = Field(
+        1.0, description="time between two looks at the card"
+    )
+    hold: Duration = Field(
+        10.0, description="how long new requests may wait in line before they get 503 instead"
+    )
+    settle: Duration = Field(
+        5.0, description="how long there must be enough memory before anything begins again"
+    )
+
+    def thresholds(self, reserve: int) -> tuple[int, int]:
+        """Return `low` and `high` in force, in bytes."""
+        low = reserve // 2 if self.low is None else self.low
+        return low, reserve * 3 // 4 if self.high is None else self.high
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.used_resume > self.used:
+            message = f"must be at most used ({self.used:g}); it is {self.used_resume:g}"
+            raise Conflicts([Conflict(("used_resume", "used"), message)])
+        return self
+
+
 class GatewaySettings(Section):
     """Who is let in, and who waits."""
 
@@ -82,6 +127,9 @@ class GatewaySettings(Section):
     )
     idempotency: IdempotencySettings = Field(
         default_factory=IdempotencySettings, description="retries by Idempotency-Key"
+    )
+    gpu_guard: GpuGuardSettings = Field(
+        default_factory=GpuGuardSettings, description="a card that others use too"
     )
     share_prefixes: bool = Field(
         default=False,

@@ -149,7 +149,7 @@ class _Merge:
 
     def _blame(self, section: KeyPath, conflict: Conflict) -> Problem:
         """Point at the first of the conflicting settings that somebody has set."""
-        paths = [(*section, field) for field in conflict.fields]
+        paths = [(*section, *field.split(".")) for field in conflict.fields]
         where = next((self._where(path) for path in paths if path in self._origins), "")
         return Problem(where, paths[0], conflict.message)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.engine.prefix_index import MIN_PREFILL_ROWS
+from server.settings.quantities import format_size
 
 if TYPE_CHECKING:
+    from server.settings.gateway import GpuGuardSettings
     from server.settings.schema import EngineSettings
 
 _UNQUANTIZED = ("auto", "f16", "f32", "bf16")
@@ -16,7 +18,10 @@ _UNQUANTIZED = ("auto", "f16", "f32", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """`fields` of one section do not go together; the first is what the message speaks about."""
+    """`fields` of one section do not go together; the first is what the message speaks about.
+
+    Those of a section within it are written with dots.
+    """
 
     fields: tuple[str, ...]
     message: str
@@ -38,6 +43,22 @@ def engine_conflicts(engine: EngineSettings) -> list[Conflict]:
         *_batch_conflicts(engine),
         *_forced(engine),
     ]
+
+
+def guard_conflicts(guard: GpuGuardSettings, reserve: int) -> Iterator[Conflict]:
+    """Yield what would hold the line although the card is as full as it was planned to be."""
+    low, high = guard.thresholds(reserve)
+    if high > reserve:
+        yield Conflict(
+            ("gateway.gpu_guard.high", "memory.reserve"),
+            f"must be at most memory.reserve ({format_size(reserve)}), which is all that a plan "
+            f"leaves free; it is {format_size(high)}",
+        )
+    if low > high:
+        yield Conflict(
+            ("gateway.gpu_guard.low", "gateway.gpu_guard.high"),
+            f"must be at most gateway.gpu_guard.high ({format_size(high)}); it is {format_size(low)}",
+        )
 
 
 def _cache_conflicts(engine: EngineSettings) -> Iterator[Conflict]:

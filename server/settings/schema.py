@@ -17,7 +17,7 @@ from server.settings.gateway import GatewaySettings
 from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.machine import physical_cores
 from server.settings.quantities import Duration, FilePath, Kind, Size
-from server.settings.relations import Conflicts, engine_conflicts
+from server.settings.relations import Conflicts, engine_conflicts, guard_conflicts
 from server.settings.values import (
     AutoKvType,
     Cells,
@@ -268,3 +268,9 @@ class Settings(Section):
     gateway: GatewaySettings = Field(default_factory=GatewaySettings, description="admission")
     server: ServerSettings = Field(default_factory=ServerSettings, description="HTTP")
     logging: LoggingSettings = Field(default_factory=LoggingSettings, description="logs")
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> Self:
+        if conflicts := list(guard_conflicts(self.gateway.gpu_guard, self.memory.reserve)):
+            raise Conflicts(conflicts)
+        return self

@@ -30,7 +30,6 @@ async def told(stack: Stack, *preloaded: str) -> str:
     router = ModelRouter(served)
     admission, service, hosts = stack.admission, stack.service, stack.hosts
     keys = without_keys(stack.parts.clock)
-    reporter = stack.reporter
     parts = Parts(
         hosts,
         router,
@@ -38,8 +37,9 @@ async def told(stack: Stack, *preloaded: str) -> str:
         admission,
         stack.answers,
         service,
+        stack.guard,
         keys,
-        reporter,
+        stack.reporter,
         stack.health,
         stack.app,
         (),

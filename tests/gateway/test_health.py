@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.engine.interface import EngineState
+from server.gateway.gpu_shedding import GpuGuard
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import HostState
 from server.gateway.hosts import HostManager
@@ -22,7 +23,8 @@ def parts():
     host = adopted(engine, line)
     hosts = HostManager([host], Budget(), clock)
     limits = HealthLimits(stall_after=30.0)
-    return Health(hosts, host, line, limits, clock), engine, line, clock
+    guard = GpuGuard((), clock, hosts.expire, "there is no GPU")
+    return Health(hosts, host, line, guard, limits, clock), engine, line, clock
 
 
 def test_standing_still_is_fine_without_work(parts):

@@ -9,6 +9,7 @@ import pytest
 from server.core.beat import Beat, Jobs
 from server.core.errors import EngineStalled
 from server.engine.interface import EngineState
+from server.gateway.gpu_shedding import GpuGuard
 from server.gateway.health import Health, HealthLimits
 from server.gateway.hosts import HostManager
 from server.gateway.line import Line, LineLimits
@@ -68,7 +69,9 @@ def house():
     engine.last_step = clock.now
     line = Line(LineLimits(1), clock)
     host = adopted(engine, line)
-    health = Health(HostManager([host], Budget(), clock), host, line, HealthLimits(30.0), clock)
+    hosts = HostManager([host], Budget(), clock)
+    guard = GpuGuard((), clock, hosts.expire, "there is no GPU")
+    health = Health(hosts, host, line, guard, HealthLimits(30.0), clock)
     return health, engine, clock
 
 

@@ -50,6 +50,8 @@ class Memory:
     repacked: frozenset[str] = ALL_REPACKED
     """Tensor types that this CPU repacks (`repacked_types`)."""
     cuda_context: int = CUDA_CONTEXT
+    gpu_bus_id: str = ""
+    """The card's place on the PCI bus, `0000:3b:00.0`."""
 
     @property
     def has_gpu(self) -> bool:
