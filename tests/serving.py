@@ -25,6 +25,7 @@ from server.gateway.agent import Agent
 from server.gateway.answers import AnswerKeeper, AnswerLimits
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
+from server.gateway.fallback import Fallback
 from server.gateway.gpu_guard import CardGuard, GuardLimits
 from server.gateway.gpu_shedding import GpuGuard, WatchedCard
 from server.gateway.health import Health, HealthLimits
@@ -38,6 +39,7 @@ from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from server.ops.metrics_answers import AnswersCollector
+from server.ops.metrics_fallback import FallbackCollector
 from server.ops.metrics_gpu import GpuCollector
 from server.ops.metrics_keys import KeyRefusalsCollector
 from tests.fakes import FakeEngine
@@ -103,12 +105,15 @@ class Stack:
         )
         self.answers = AnswerKeeper[Head](self.kept, clock)
         self.metrics.add(AnswersCollector(self.answers))
+        self.fallback = Fallback(self.service, clock, self.guard.reason)
+        self.metrics.add(FallbackCollector(self.fallback))
         self.metrics.add(GpuCollector(self.guard))
         limits = HealthLimits(stall_after=min(5.0, self.stall_after))
         self.health = Health(self.hosts, host, self.admission, self.guard, limits, clock)
         self.reporter = Reporter(self.metrics, clock)
         self.parts = Parts(
             service=self.service,
+            fallback=self.fallback,
             health=self.health,
             answers=self.answers,
             reporter=self.reporter,

@@ -38,6 +38,8 @@ _EXPOSED = (
     "x-request-id",
     "retry-after",
     "openai-processing-ms",
+    "x-fallback-model",
+    "x-fallback-reason",
     "x-ignored-fields",
     "x-onegpu-dropped-turns",
     "idempotency-replayed",

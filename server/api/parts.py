@@ -11,6 +11,7 @@ from server.api.limits import ApiLimits
 from server.api.report import Reporter
 from server.core.clock import Clock
 from server.gateway.answers import AnswerKeeper
+from server.gateway.fallback import Fallback
 from server.gateway.health import Health
 from server.gateway.service import GenerationService
 
@@ -23,6 +24,7 @@ class Parts:
     """Handed from `create_app` to every router."""
 
     service: GenerationService
+    fallback: Fallback
     health: Health
     answers: AnswerKeeper[Any]
     """Of requests with an idempotency key; `server.api.keyed` says what heads they have."""

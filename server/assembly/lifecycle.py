@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -25,7 +25,7 @@ from server.assembly.pulse import Pulse
 from server.assembly.wanted import Fetch
 from server.core.clock import SystemClock
 from server.core.errors import OnegpuError, Unavailable
-from server.gateway.host import HostedEngine
+from server.gateway.host import Host, HostedEngine
 from server.ops.logging import configure_logging
 from server.settings import Settings
 from server.supervisor.inherited import Inherited
@@ -157,6 +157,8 @@ class Lifecycle:
                 print(note, flush=True)  # noqa: T201 - the command's own answer
         log.info("Listening on %s; loading %s", url, self._settings.model.path)
         first, *others = parts.preload
+        standby = set(parts.router.stand_ins(parts.router.default))
+        self._begin([host for host in others if host in standby])  # they answer while it loads
         try:
             await parts.hosts.load(first)
         except OnegpuError as error:
@@ -169,11 +171,14 @@ class Lifecycle:
             print(_announcement(url, parts), flush=True)  # noqa: T201 - the command's own answer
         if self._pulse is not None:
             self._pulse.ready()
-        for host in others:
-            # One that cannot be loaded is told where it is asked for; a signal may have come first.
-            with contextlib.suppress(OnegpuError):
-                parts.hosts.begin_load(host)
+        self._begin(others)
         return 0
+
+    def _begin(self, hosts: Iterable[Host]) -> None:
+        """Begin to load; one that cannot be is told where it is asked for, as is a signal before."""
+        for host in hosts:
+            with contextlib.suppress(OnegpuError):
+                self._parts.hosts.begin_load(host)
 
     async def _drain(self) -> None:
         """Admit nothing new; let what runs finish, at most for the grace."""

@@ -27,6 +27,7 @@ from server.core.errors import ConfigError
 from server.gateway.answers import AnswerKeeper
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
+from server.gateway.fallback import Fallback
 from server.gateway.gpu_shedding import GpuGuard
 from server.gateway.health import Health, HealthLimits
 from server.gateway.host import Host, HostSpec
@@ -38,6 +39,7 @@ from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
 from server.ops.metrics_answers import AnswersCollector
+from server.ops.metrics_fallback import FallbackCollector
 from server.ops.metrics_gpu import GpuCollector
 from server.ops.metrics_keys import KeyRefusalsCollector
 from server.settings import Settings
@@ -104,11 +106,14 @@ def build(
         stall_after=settings.engine.stall_after,
     )
     service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
+    fallback = Fallback(service, clock, guard.reason)
+    metrics.add(FallbackCollector(fallback))
     stall = HealthLimits(settings.engine.stall_after)
     health = Health(hosts, router.default.host, admission, guard, stall, clock)
     app = create_app(
         ApiParts(
             service=service,
+            fallback=fallback,
             health=health,
             answers=answers,
             reporter=reporter,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from server.assembly.routes import standby_names
 from server.catalog.address import parse_address
 from server.catalog.modelfile import (
     Modelfile,
@@ -68,6 +69,7 @@ class _Reader:
         self._fetch = fetch
         folder = settings.modelfiles
         self._known: Mapping[str, Path] = {} if folder is None else find_modelfiles(folder)
+        self._standby = dict.fromkeys(standby_names(settings)).keys()
 
     def read(self) -> list[Wanted]:
         found = [self._primary()]
@@ -83,6 +85,10 @@ class _Reader:
         for name, path in self._known.items():
             if name not in served:
                 entry = ServedModelSettings.model_validate({"from": str(path)})
+                found.append(self._entry(name, entry))
+        for name in [one for one in self._standby if one not in {made.name for made in found}]:
+            entry = ServedModelSettings.model_validate({"from": name})
+            with naming("gateway.fallback"):
                 found.append(self._entry(name, entry))
         return found
 
@@ -115,6 +121,9 @@ class _Reader:
         modelfile = self._modelfile(entry.from_)
         said = {} if modelfile is None else _said(modelfile)
         said |= {key: value for key, value in entry.model_dump().items() if value is not None}
+        if name in self._standby:
+            # What is to answer when the card is full must not need the card.
+            said.setdefault("n_gpu_layers", 0)
         return Wanted(
             name=name,
             model=self._model(entry.from_, modelfile, said),

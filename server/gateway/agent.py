@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from server.core.errors import InvalidRequest
 from server.core.request import SamplingParams
 from server.store.keys import KeyLimits
 
 Messages = Sequence[Mapping[str, Any]]
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,27 @@ class Agent:
             default_max_tokens=min(default, limits.max_tokens or default),
         )
 
+    def standing_in(self, other: Agent) -> Agent:
+        """Return it as it answers in place of `other`: within the limits of both.
+
+        Where it has no words and tools of its own it takes those of `other`; its own sampling wins.
+        """
+        plain = self.system is None and not self.messages and not self.tools
+        words = other if plain else self
+        most = _least(self.max_tokens, other.max_tokens)
+        return replace(
+            self,
+            max_tokens=most,
+            default_max_tokens=min(self.default_max_tokens, most or self.default_max_tokens),
+            system=words.system,
+            messages=words.messages,
+            tools=words.tools,
+            sampling={**other.sampling, **self.sampling},
+            stop=self.stops(other.stop),
+            overflow=other.overflow,
+            total_timeout=_least(self.total_timeout, other.total_timeout),
+        )
+
     def compose(self, messages: Messages) -> Messages:
         """Return the whole conversation: system message, this agent's turns, then `messages`."""
         if self.system is None and not self.messages:
@@ -103,7 +125,7 @@ class Agent:
         return max_tokens or max(1, min(self.default_max_tokens, self.n_ctx // 4))
 
 
-def _least(one: int | None, other: int | None) -> int | None:
+def _least(one: Number | None, other: Number | None) -> Number | None:
     return min((value for value in (one, other) if value is not None), default=None)
 
 

@@ -46,6 +46,14 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class StandIn:
+    """Who answers in place of the model that was asked for, and why."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationContext:
     """The parts that a generation works with."""
 
@@ -68,6 +76,8 @@ class Generation:
         """`model`: the name it is served under. Owns ticket, grant and lease from here on."""
         self.model = model
         self.lease = lease
+        self.stand_in: StandIn | None = None
+        """Set where this answers for another model."""
         self.dropped_turns = 0
         """Oldest turns of the conversation that were left out because they did not fit."""
         self.context = context
@@ -179,9 +189,10 @@ class Generation:
         """Return the place in the line of the choice that starts first; None once one has."""
         return self._ticket.outlook()
 
-    def close(self) -> None:
+    def close(self, *, charge: bool = True) -> None:
         """End it: frees slots within one step, the places in the line, and the model. Idempotent.
 
+        `charge`: against the key's limits; not for what another model does all over again.
         The only place where the ticket, the grant and the lease of a generation are released.
         """
         if self.closed:
@@ -198,7 +209,7 @@ class Generation:
             if choice.reader is not None:
                 choice.reader.cancel()
         self._ticket.release(cost=self._cost())
-        self._grant.release(self._used())
+        self._grant.release(self._used() if charge else None)
         self.lease.release()
 
     def _used(self) -> int | None:

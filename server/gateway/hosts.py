@@ -116,6 +116,12 @@ class HostManager:
             told = f"The model {name!r} waits to be loaded."
         return ModelLoading(f"{told} About {left:.0f} s are left.", retry_after=left)
 
+    def failure(self, host: Host) -> ModelFailed | None:
+        """Tell why the last load of `host` failed, if that is how it stands."""
+        if host.state is not HostState.FAILED or host.error is None:
+            return None
+        return _failure(host, host.error)
+
     async def stop(self) -> None:
         """End every engine and answer everybody who waits."""
         self._closed = True
@@ -260,8 +266,7 @@ class HostManager:
     def _failed(self, host: Host, error: OnegpuError) -> None:
         host.state, host.engine, host.error = HostState.FAILED, None, error
         log.error("%s does not load: %s", host.spec.name, error.message)
-        told = f"The model {host.spec.name!r} could not be loaded: {error.message}"
-        self._answer_all(host, lambda: ModelFailed(told))
+        self._answer_all(host, lambda: _failure(host, error))
 
     def _answer_all(self, host: Host, error: Callable[[], OnegpuError]) -> None:
         """Send everybody away who waits for `host`, each with an error of their own."""
@@ -303,6 +308,10 @@ def _answer(waiter: _Waiter, error: OnegpuError) -> None:
     if not waiter.future.done():
         waiter.future.set_exception(error)
         waiter.future.exception()  # retrieved: who gave up at the same moment does not ask for it
+
+
+def _failure(host: Host, error: OnegpuError) -> ModelFailed:
+    return ModelFailed(f"The model {host.spec.name!r} could not be loaded: {error.message}")
 
 
 def dead(host: Host) -> EngineDead | None:

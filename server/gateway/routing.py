@@ -33,6 +33,10 @@ class Routes:
 
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     """By name. Their targets are served names, their own are not."""
+    fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By the name that a model's answers carry: who stands in for it, in this order."""
+    reasons: frozenset[str] = frozenset()
+    """When somebody does, as `server.gateway.fallback.REASONS` has them."""
 
 
 class ModelRouter:
@@ -79,6 +83,15 @@ class ModelRouter:
             served = self._find(name, principal)
         principal.require_model(served.agent.names, name or served.agent.name)
         return _limited(served, principal)
+
+    def named(self, name: str) -> Served:
+        """Return what is served under a name that is known to be, without any limits."""
+        return self._by_name[name]
+
+    def stand_ins(self, served: Served) -> list[Host]:
+        """Return the hosts of those that answer for a model, in their order."""
+        names = self.routes.fallbacks.get(served.agent.name, ())
+        return [self._by_name[name].host for name in names]
 
     def usable(self, principal: Principal) -> list[Served]:
         """Return what `principal` may use, within its limits."""

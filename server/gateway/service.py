@@ -75,10 +75,6 @@ class GenerationService:
         self._telemetry = telemetry or NullTelemetry()
         self._threads = ThreadPoolExecutor(limits.tokenizer_threads, "tokenize")
 
-    def ready(self, name: str | None, principal: Principal) -> bool:
-        """Whether a request for that model need not wait for a load. Raises as `ModelRouter.pick`."""
-        return self.router.pick(name, principal).host.open
-
     def turn_away(self, principal: Principal) -> None:
         """Raise what every request of that one would be refused with now, if there is such a thing.
 
@@ -95,7 +91,10 @@ class GenerationService:
         Waits while the model is loaded. Raises `ModelNotFound`, `ModelNotAllowed`,
         `InvalidRequest`, `ContextLengthExceeded`, `RateLimited` and all `Unavailable`s.
         """
-        served = self.router.pick(spec.model, spec.principal, spec)
+        return await self.open_on(self.router.pick(spec.model, spec.principal, spec), spec)
+
+    async def open_on(self, served: Served, spec: GenerationSpec) -> Generation:
+        """Start `spec` on a model that was picked for it, whatever it names. Raises as `open`."""
         self._check(served, spec)
         if (stalled := self.engines.stalled(served.host)) is not None:
             raise stalled

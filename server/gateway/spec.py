@@ -67,3 +67,5 @@ class GenerationSpec:
     """Time that its client gives it, from now to the end of the answer; None: not said."""
     fingerprint: bytes = b""
     """Equal for requests that say the same, whoever sends them; empty where there is no body."""
+    fallback: bool = True
+    """Whether another model may answer where this one cannot."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from server.settings.fallback import FallbackSettings
 from server.settings.quantities import Duration, Kind, Size
 from server.settings.relations import Conflict, Conflicts
 from server.settings.values import PositiveInt, Section, whole_as_float
@@ -130,6 +131,9 @@ class GatewaySettings(Section):
     )
     gpu_guard: GpuGuardSettings = Field(
         default_factory=GpuGuardSettings, description="a card that others use too"
+    )
+    fallback: FallbackSettings = Field(
+        default_factory=FallbackSettings, description="who answers for a model that cannot"
     )
     share_prefixes: bool = Field(
         default=False,

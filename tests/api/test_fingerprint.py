@@ -16,13 +16,13 @@ TEXT = ("/v1/completions", b'{"model":"%s","prompt":"a"}')
 def opened(monkeypatch):
     """A stack, and the specs that its service was asked to open."""
     stack, specs = Stack(), []
-    whole = stack.service.open
+    whole = stack.service.open_on
 
-    async def opening(spec):
+    async def opening(served, spec):
         specs.append(spec)
-        return await whole(spec)
+        return await whole(served, spec)
 
-    monkeypatch.setattr(stack.service, "open", opening)
+    monkeypatch.setattr(stack.service, "open_on", opening)
     yield stack, specs
     stack.service.shutdown()
 

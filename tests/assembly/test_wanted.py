@@ -87,6 +87,27 @@ def test_a_folder_of_modelfiles_is_served_by_name(tmp_path) -> None:
     assert (child.modelfile.system, child.n_ctx) == ("one", 256)
 
 
+def test_who_answers_for_others_is_served_and_needs_no_card(tmp_path) -> None:
+    path = modelfile(tmp_path, "docs", f"FROM {DEMO}\nPARAMETER num_gpu 2\n")
+    text = (
+        f"models: {{spare: {{from: {DEMO}}}, fast: {{from: {DEMO}, n_gpu_layers: 3}}, "
+        f"docs: {{from: {path}}}, other: {{from: {DEMO}}}}}\n"
+        f"aliases: {{known: other}}\n"
+        f"gateway: {{fallback: {{model: {DEMO}, models: {{demo: [spare, fast, docs, known]}}}}}}"
+    )
+    found = {one.name: one.model.n_gpu_layers for one in read(tmp_path, text)}
+    assert found == {
+        "demo": "auto",
+        "spare": 0,
+        "fast": 3,
+        "docs": 2,
+        "other": "auto",
+        str(DEMO): 0,
+    }
+    with pytest.raises(ConfigError, match=r"gateway\.fallback: "):
+        read(tmp_path, "gateway: {fallback: {model: nope.Modelfile}}")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -12,7 +12,7 @@ from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
 from server.api.keyed import respond
 from server.api.openai.head import AnswerHead, head_of
-from server.api.openai.streaming import open_generation, stream, whole
+from server.api.openai.streaming import open_whole, stream, whole
 from server.api.openai.wire import FINISH, LegacyLogprobs, encode
 from server.api.parts import Parts
 from server.api.schemas.completions import CompletionRequest
@@ -136,7 +136,7 @@ async def _answer(
     parts: Parts, request: Request, spec: GenerationSpec, headers: dict[str, str], *, echo: bool
 ) -> Response:
     """Generate all choices and return the whole answer."""
-    generation = await open_generation(parts, request, spec)
+    generation = await open_whole(parts, request, spec)
     try:
         head = head_of(parts, spec, generation)
         count = len(generation.choices)

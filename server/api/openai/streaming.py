@@ -14,13 +14,16 @@ from starlette.responses import Response
 
 from server.api.deadline import seconds_given
 from server.api.errors import refuse
+from server.api.fallback import fallback_allowed, fallback_comment, fallback_headers
 from server.api.openai.head import AnswerHead
-from server.api.openai.opening import Opening
+from server.api.openai.opening import Feed
 from server.api.openai.wire import encode
 from server.api.parts import Parts
 from server.api.record import RequestRecord, record_of
 from server.api.sse import EventStream
+from server.core.errors import OnegpuError
 from server.gateway.answers import Passing
+from server.gateway.fallback import Course
 from server.gateway.generation import Batch, Generation
 from server.gateway.spec import GenerationSpec
 
@@ -44,16 +47,9 @@ class Writer(Protocol):
 MakeWriter = Callable[[Generation], Writer]
 
 
-async def open_generation(parts: Parts, request: Request, spec: GenerationSpec) -> Generation:
-    """Open it and note it in the request's record, so that it can be told of and closed."""
-    record = record_of(request)
-    record.windows = functools.partial(parts.service.windows, spec.principal)
-    seconds = seconds_given(request, parts.clock)
-    generation = await parts.service.open(
-        replace(spec, seconds=seconds, fingerprint=record.fingerprint)
-    )
-    record.generations.append(generation)
-    return generation
+async def open_whole(parts: Parts, request: Request, spec: GenerationSpec) -> Generation:
+    """Open what an answer that is no stream is made of: it has its first token already."""
+    return await _course(parts, request, spec).begun()
 
 
 def whole(
@@ -78,75 +74,78 @@ async def stream(
     The wait is bounded by the hold time, that for the model's load included: until then a failure
     still has an HTTP status.
     """
-    hold = parts.limits.stream_hold
-    until = asyncio.get_running_loop().time() + hold
-    if parts.service.ready(spec.model, spec.principal):
-        generation = await open_generation(parts, request, spec)
-    else:
-        opening = Opening(open_generation(parts, request, spec))
-        opened = await opening.within(hold)
-        if opened is None:
-            return _response(
-                parts, _loading(parts, request, spec, opening, writer), opening.close, headers
-            )
-        generation = opened
+    course = _course(parts, request, spec)
+    until = asyncio.get_running_loop().time() + parts.limits.stream_hold
+    feed = Feed(course)
     try:
-        chunks = writer(generation)
-        left = max(0.0, until - asyncio.get_running_loop().time())
-        first = await generation.first_events(left)
+        first = await feed.start(until)
+        generation = feed.generation
+        chunks = None if generation is None else writer(generation)
     except BaseException:
-        generation.close()
+        feed.close()
         raise
-    body = _body(parts, record_of(request), generation, chunks, first=first)
-    return _response(parts, body, generation.close, {**headers, **_told(generation)})
+    told = {} if generation is None else _told(generation)
+    body = _body(parts, record_of(request), feed, writer, chunks, first=first)
+    pause = parts.limits.write_timeout
+    return EventStream(body, feed.close, send_timeout=pause, headers={**headers, **told})
 
 
-def _response(
-    parts: Parts,
-    body: AsyncGenerator[bytes, None],
-    close: Callable[[], None],
-    headers: Mapping[str, str],
-) -> Response:
-    return EventStream(body, close, send_timeout=parts.limits.write_timeout, headers=headers)
-
-
-async def _loading(
-    parts: Parts, request: Request, spec: GenerationSpec, opening: Opening, writer: MakeWriter
-) -> AsyncGenerator[bytes, None]:
-    """Tell how far the model is until the generation is open, then stream it."""
+def _course(parts: Parts, request: Request, spec: GenerationSpec) -> Course:
+    """Return the request's way to an answer; what it opens can be told of by the record."""
     record = record_of(request)
-    generation = None
-    try:
-        while generation is None:
-            yield _load_comment(parts, spec)
-            generation = await opening.within(parts.limits.comment_every)
-        chunks = writer(generation)
-    except Exception as error:  # noqa: BLE001 - told in the stream, and logged if unexpected
-        yield _failure(record, error)
-        return
-    async for part in _body(parts, record, generation, chunks, first=True):
-        yield part
+    record.windows = functools.partial(parts.service.windows, spec.principal)
+    return parts.fallback.course(
+        replace(
+            spec,
+            seconds=seconds_given(request, parts.clock),
+            fingerprint=record.fingerprint,
+            fallback=fallback_allowed(request),
+        ),
+        record.generations,
+    )
 
 
 async def _body(
     parts: Parts,
     record: RequestRecord,
-    generation: Generation,
-    writer: Writer,
+    feed: Feed,
+    make: MakeWriter,
+    chunks: Writer | None,
     *,
     first: bool,
 ) -> AsyncGenerator[bytes, None]:
-    if not first:
-        yield _comment(generation)
+    """Write the stream: what is waited for, who answers instead, the answer."""
+    every = parts.limits.comment_every
     try:
-        async for batch in generation.events(parts.limits.comment_every):
-            if not batch:
-                yield _comment(generation)
-            elif chunk := writer.write(batch):
-                yield chunk
-        yield writer.end() + DONE
+        if chunks is not None and not first:
+            yield _comment(feed.opened)
+        while True:
+            if chunks is None:
+                async for comment in _until_open(parts, feed):
+                    yield comment
+                chunks = make(feed.opened)
+            try:
+                async for batch in feed.opened.events(every):
+                    if not batch:
+                        yield _comment(feed.opened)
+                    elif chunk := chunks.write(batch):
+                        yield chunk
+                yield chunks.end() + DONE
+                return
+            except OnegpuError as error:
+                feed.replace(error)
+                chunks = None
     except Exception as error:  # noqa: BLE001 - told in the stream, and logged if unexpected
         yield _failure(record, error)
+
+
+async def _until_open(parts: Parts, feed: Feed) -> AsyncGenerator[bytes, None]:
+    """Tell what is waited for until there is a generation, and then who answers instead."""
+    while not await feed.within(0):
+        yield _waiting(parts, feed.course)
+        await feed.within(parts.limits.comment_every)
+    if (stand_in := feed.opened.stand_in) is not None:
+        yield fallback_comment(stand_in)
 
 
 def _failure(record: RequestRecord, error: Exception) -> bytes:
@@ -160,8 +159,10 @@ def _failure(record: RequestRecord, error: Exception) -> bytes:
 
 def _told(generation: Generation) -> dict[str, str]:
     """Return the headers that say what became of the request."""
-    dropped = generation.dropped_turns
-    return {"x-onegpu-dropped-turns": str(dropped)} if dropped else {}
+    told = fallback_headers(generation.stand_in)
+    if dropped := generation.dropped_turns:
+        told["x-onegpu-dropped-turns"] = str(dropped)
+    return told
 
 
 def _comment(generation: Generation) -> bytes:
@@ -173,8 +174,10 @@ def _comment(generation: Generation) -> bytes:
     return Passing(f": queued {status.position}/{status.waiting}{wait}\n\n".encode())
 
 
-def _load_comment(parts: Parts, spec: GenerationSpec) -> bytes:
-    """Tell how far the model is."""
-    host = parts.service.router.pick(spec.model).host
+def _waiting(parts: Parts, course: Course) -> bytes:
+    """Tell how far the model is, as long as it is loaded."""
+    host = course.primary.host
+    if host.open:
+        return Passing(b": processing\n\n")
     left = parts.service.hosts.loading(host).retry_after or 0
     return Passing(f": loading {host.progress():.0%}, about {max(1, round(left))} s\n\n".encode())
