@@ -138,6 +138,10 @@ def test_variables_of_a_kubernetes_service_are_not_ours() -> None:
     assert load(environ=environ).origins == {}
 
 
+def test_the_key_of_commands_is_no_setting() -> None:
+    assert load(environ={"ONEGPU_KEY": "ogk_…"}).settings == load(environ={}).settings
+
+
 def test_the_file_may_be_named_by_a_variable_and_the_flag_wins(tmp_path) -> None:
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
     first.write_text("server: {port: 1}", encoding="utf-8")

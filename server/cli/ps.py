@@ -22,6 +22,8 @@ _HEAD = ("NAME", "STATE", "MEMORY", "CONTEXT", "RUNNING", "UNTIL")
 
 def add_parser(commands: Commands) -> None:
     """Add the subcommand."""
+    from server.cli.server_flags import add_server_flags
+
     parser = commands.add_parser(
         "ps", prog="onegpu ps", help="list a running server's models", description=_DESCRIPTION
     )
@@ -29,18 +31,13 @@ def add_parser(commands: Commands) -> None:
     add_server_flags(parser)
 
 
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what says which server is meant."""
-    parser.add_argument("--url", metavar="URL", help="where it listens [http://127.0.0.1:8000]")
-    parser.add_argument("--key", metavar="KEY", help="the key that it asks for [none]")
-
-
 def run(options: argparse.Namespace) -> int:
     """Print the table. Raises `ServerError` when no server answers."""
     from server.cli.chat.client import DEFAULT_URL, Client
     from server.cli.output import output
+    from server.cli.server_flags import key_of
 
-    client = Client(options.url or DEFAULT_URL, options.key)
+    client = Client(options.url or DEFAULT_URL, key_of(options))
     cards = client.models()
     running: dict[str, int | None] = {}
     for card in cards:

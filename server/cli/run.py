@@ -27,7 +27,7 @@ examples:
   onegpu run models/demo.gguf                   a chat; /help lists its commands
   onegpu run qwen3:8b "Why is the sky blue?"    one answer
   onegpu run qwen3:8b "Summarise:" < paper.txt  the text, a blank line, and the file
-  onegpu run --url http://gpu-box:8000 --key KEY
+  ONEGPU_KEY=KEY onegpu run --url http://gpu-box:8000
 
 Exit status: 0 done, 1 no answer or not all of it, 2 wrong usage or configuration, 130 interrupted."""
 # Handed to `onegpu serve` as they are.
@@ -41,6 +41,8 @@ _SERVE_FLAGS = {
 
 def add_parser(commands: Commands) -> None:
     """Add the subcommand."""
+    from server.cli.server_flags import add_server_flags
+
     parser = commands.add_parser(
         "run",
         prog="onegpu run",
@@ -55,8 +57,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("text", nargs="*", metavar="TEXT", help="a message to answer [a chat]")
     parser.add_argument("--system", metavar="TEXT", help="a system prompt [the model's own]")
     there = parser.add_argument_group("a server that is there")
-    there.add_argument("--url", metavar="URL", help="where it listens [http://127.0.0.1:8000]")
-    there.add_argument("--key", metavar="KEY", help="the key that it asks for [none]")
+    add_server_flags(there)
     own = parser.add_argument_group("a server of its own")
     for flag, (metavar, text) in _SERVE_FLAGS.items():
         own.add_argument(flag, metavar=metavar, help=f"{text} [as onegpu serve]")
@@ -69,16 +70,18 @@ def run(options: argparse.Namespace) -> int:
     from server.cli.chat.signals import prompt_signals
     from server.cli.chat.terminal import Terminal, history, utf8
     from server.cli.output import output
+    from server.cli.server_flags import key_of
     from server.settings.environment import read_environment
 
     terminal = Terminal(environment=read_environment())
+    key = key_of(options)
     question = _question(options.text)
     system = None if options.system is None else utf8(options.system)
     with (
         output(),
         prompt_signals(),
         contextlib.closing(terminal),
-        _connected(options, terminal) as (client, model, ended),
+        _connected(options, key, terminal) as (client, model, ended),
     ):
         chat = Repl(client, Conversation(model, system), terminal, ended=ended)
         if question is not None:
@@ -108,13 +111,13 @@ def _question(words: list[str]) -> str | None:
 
 @contextlib.contextmanager
 def _connected(
-    options: argparse.Namespace, terminal: Terminal
+    options: argparse.Namespace, key: str | None, terminal: Terminal
 ) -> Iterator[tuple[Client, str, Callable[[], str | None]]]:
     """Find a server or start one; give its client, the model's name there, and why it ended."""
     from server.cli.chat.client import DEFAULT_URL, Client
     from server.cli.chat.owned import OwnServer
 
-    client = Client(options.url or DEFAULT_URL, options.key)
+    client = Client(options.url or DEFAULT_URL, key)
     name = _name_there(client, options, required=options.url is not None)
     if name is not None:
         terminal.status(f"asking {client.url}")
@@ -133,7 +136,7 @@ def _connected(
 
     with OwnServer(arguments, progress, terminal.note) as server:
         terminal.clear_status()
-        own = Client(server.url, options.key)
+        own = Client(server.url, key)
         names = [card["id"] for card in own.models()]
         name = options.model if options.model in names else names[0]
         _await_loaded(own, name, terminal)

@@ -18,7 +18,7 @@ itself goes on: Ctrl-C or SIGTERM ends it."""
 
 def add_parser(commands: Commands) -> None:
     """Add the subcommand."""
-    from server.cli.ps import add_server_flags
+    from server.cli.server_flags import add_server_flags
 
     parser = commands.add_parser(
         "stop",
@@ -34,8 +34,9 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Ask for it. Raises `ConfigError` for an unknown name and `ServerError`."""
     from server.cli.chat.client import DEFAULT_URL, Client, ServerError
+    from server.cli.server_flags import key_of
 
-    client = Client(options.url or DEFAULT_URL, options.key)
+    client = Client(options.url or DEFAULT_URL, key_of(options))
     cards = {card["id"]: card for card in client.models()}
     if options.model not in cards:
         has = ", ".join(cards) or "nothing"

@@ -14,6 +14,9 @@ from server.settings.problems import KeyPath, Problem
 PREFIX = "ONEGPU_"
 SEPARATOR = "__"
 CONFIG_VARIABLE = "ONEGPU_CONFIG"
+KEY_VARIABLE = "ONEGPU_KEY"
+"""The key that commands present to a running server. A server's own keys are in its store."""
+_NO_SETTINGS = (CONFIG_VARIABLE, KEY_VARIABLE)
 _FOREIGN = {
     "HF_TOKEN": "token",
     "HF_ENDPOINT": "endpoint",
@@ -58,7 +61,7 @@ def overrides(
 ) -> Iterator[tuple[KeyPath, str, str]]:
     """Path, variable and text of each setting in `environ`; mistakes are appended to `problems`."""
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or _SERVICE_LINK.fullmatch(name):
+        if not name.startswith(PREFIX) or name in _NO_SETTINGS or _SERVICE_LINK.fullmatch(name):
             continue
         path = tuple(name.removeprefix(PREFIX).lower().split(SEPARATOR))
         field = find(model, path)

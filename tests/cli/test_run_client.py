@@ -114,7 +114,7 @@ def test_a_stream_is_read_to_its_end():
             "full; come back",
             503,
         ),
-        ((401, {"error": {"message": "no"}}), "asks for a key: --key KEY", 401),
+        ((401, {"error": {"message": "no"}}), "asks for a key: ONEGPU_KEY, or --key", 401),
         ((500, "<html>"), "answered 500", 500),
         ((404, {"error": "as Ollama says it"}), "as Ollama says it", 404),
     ],

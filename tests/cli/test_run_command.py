@@ -192,11 +192,48 @@ def test_a_named_server_must_be_there(piped, started, capsys):
     assert started == []
 
 
+@pytest.mark.parametrize("argv", [("run", "m", "Hi"), ("ps",), ("stop", "m")])
+def test_a_key_need_not_stand_on_the_command_line(server, piped, monkeypatch, argv):
+    """Command lines are seen by every user of the machine."""
+    server.routes["POST /models/unload"] = (200, {"success": True})
+    server.routes["GET /slots?model=m"] = (200, [])
+    server.routes["GET /slots?model=other"] = (200, [])
+    monkeypatch.setenv("ONEGPU_KEY", "of-the-environment")
+    assert status(*argv) == 0
+    piped("of-the-pipe\n")
+    assert status(*argv, "--key", "-") == 0
+    assert status(*argv, "--key", "of-the-flag") == 0
+
+    keys = list(dict.fromkeys(headers["Authorization"] for headers in server.headers))
+    assert keys == ["Bearer of-the-environment", "Bearer of-the-pipe", "Bearer of-the-flag"]
+
+
+def test_what_follows_the_key_on_standard_input_is_the_question(server, piped):
+    piped("the-key\nWhy is the sky blue?\n")
+    assert status("run", "m", "--key", "-") == 0
+
+    assert server.bodies[0]["messages"][0]["content"] == "Why is the sky blue?"
+    assert server.headers[-1]["Authorization"] == "Bearer the-key"
+
+
+@pytest.mark.parametrize("given", ["", "\n"])
+def test_a_key_that_is_not_there_is_told(server, piped, capsys, given):
+    piped(given)
+    assert status("ps", "--key", "-") == 2
+    assert "no key on standard input" in capsys.readouterr().err
+
+
+def test_an_empty_variable_is_no_key(server, piped, monkeypatch):
+    monkeypatch.setenv("ONEGPU_KEY", "")
+    assert status("ps") == 0
+    assert "Authorization" not in server.headers[-1]
+
+
 def test_a_server_that_wants_a_key_is_not_passed_over(server, piped, started, capsys):
     server.routes["GET /v1/models"] = (401, {})
 
     assert status("run", "m", "Hi") == 1
-    assert "It asks for a key: --key KEY." in capsys.readouterr().err
+    assert "It asks for a key: ONEGPU_KEY, or --key." in capsys.readouterr().err
     assert started == []
 
 
@@ -292,7 +329,7 @@ def test_without_the_key(server, argv, capsys):
     server.routes["GET /v1/models"] = (401, {})
 
     assert status(*argv) == 1
-    assert "--key KEY" in capsys.readouterr().err
+    assert "ONEGPU_KEY" in capsys.readouterr().err
 
 
 def test_stop_unloads(server, capsys):

@@ -177,7 +177,11 @@ class Client:
             elif isinstance(error, str):
                 message = error
         if status == 401:
-            ask = "It does not know this key." if self._key else "It asks for a key: --key KEY."
+            ask = (
+                "It does not know this key."
+                if self._key
+                else "It asks for a key: ONEGPU_KEY, or --key."
+            )
             message = f"The server at {self.url} refused: {ask}"
         text = message or f"The server at {self.url} answered {status}."
         after = response.getheader("Retry-After", "")
