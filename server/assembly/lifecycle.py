@@ -20,6 +20,7 @@ from server.api.early import EarlyAnswers
 from server.assembly.connections import ConnectionLimits, bounded
 from server.assembly.gpu_guard import watch_cards
 from server.assembly.keys import check_keys
+from server.assembly.listening import listen, make_room, url_of
 from server.assembly.parts import Parts, build
 from server.assembly.pulse import Pulse
 from server.assembly.wanted import Fetch
@@ -56,6 +57,7 @@ def serve(settings: Settings, fetch: Fetch = Path, inherited: Inherited | None =
         listener, last_words = inherited.listener, inherited.page.keep_last_words
     with contextlib.closing(listener):
         check_keys(settings, listener.getsockname()[0])
+        make_room(settings.server.max_connections)
         parts = build(settings, SystemClock(), fetch, last_words)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         return uvloop.run(Lifecycle(settings, parts, listener, inherited).run())
