@@ -20,7 +20,7 @@ from server.api.early import EarlyAnswers
 from server.assembly.connections import ConnectionLimits, bounded
 from server.assembly.gpu_guard import watch_cards
 from server.assembly.keys import check_keys
-from server.assembly.listening import listen, make_room, url_of
+from server.assembly.open_files import make_room
 from server.assembly.parts import Parts, build
 from server.assembly.pulse import Pulse
 from server.assembly.wanted import Fetch

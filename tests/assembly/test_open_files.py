@@ -7,8 +7,8 @@ import resource
 
 import pytest
 
-from server.assembly import listening
-from server.assembly.listening import make_room
+from server.assembly import open_files
+from server.assembly.open_files import make_room
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def limits(monkeypatch):
 def test_the_limit_of_open_files_is_raised_as_far_as_is_needed(limits, caplog) -> None:
     make_room(1000)
 
-    assert limits["now"] == (1000 + listening._OTHER_FILES, 4096)
+    assert limits["now"] == (1000 + open_files._OTHER_FILES, 4096)
     assert caplog.records == []
 
 
@@ -42,11 +42,11 @@ def test_a_limit_that_cannot_be_raised_is_told_with_what_helps(limits, caplog) -
     assert limits["now"] == (4096, 4096)
     assert "ulimit -n" in caplog.text
     assert "server.max_connections" in caplog.text
-    assert str(4096 - listening._OTHER_FILES) in caplog.text
+    assert str(4096 - open_files._OTHER_FILES) in caplog.text
 
 
 def test_no_limit_at_all_is_room_enough(limits) -> None:
     limits["now"] = (256, resource.RLIM_INFINITY)
     make_room(1000)
 
-    assert limits["now"] == (1000 + listening._OTHER_FILES, resource.RLIM_INFINITY)
+    assert limits["now"] == (1000 + open_files._OTHER_FILES, resource.RLIM_INFINITY)
