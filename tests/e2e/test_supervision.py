@@ -13,15 +13,11 @@ import pytest
 from bench.kill import tally
 from tests.cli.pseudo_terminal import PseudoTerminal
 from tests.e2e.live import DEMO, LiveServer
-from tests.e2e.watch import until
+from tests.e2e.watch import children, until
 
 pytestmark = pytest.mark.native
 
 ASK = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-
-
-def children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_gone(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 
@@ -18,6 +19,11 @@ def idle(http: httpx.Client) -> bool:
     return all(
         not slot["running"] and not slot["reserved_cells"] for slot in http.get("/slots").json()
     )
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

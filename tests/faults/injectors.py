@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -34,6 +35,8 @@ class Fault:
 
 
 FAULTS: dict[str, Fault] = {}
+SIGNALS = {"worker-aborts": signal.SIGABRT, "worker-killed": signal.SIGKILL}
+"""Faults that end the serving process: what it is sent."""
 _Injector = Callable[[House], AsyncIterator[None]]
 
 

@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.faults.backend import VICTIM
 from tests.faults.house import House, house
-from tests.faults.injectors import FAULTS
+from tests.faults.injectors import FAULTS, SIGNALS
+from tests.faults.table import ROWS, Row
 
 pytestmark = pytest.mark.anyio
-TEXT = (Path(__file__).resolve().parents[2] / "ARCHITECTURE.md").read_text(encoding="utf-8")
 LONGEST = 60
 """Seconds in which everybody must have an answer; only a hang takes so long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the table, without its prose."""
-
-    request: str
-    neighbours: str
-    later: str
-    live: str
-    counted: str
-
-
-def rows() -> dict[str, Row]:
-    section = TEXT.split("## Faults\n", 1)[1].split("\n## ", 1)[0]
-    cells = [
-        [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in section.splitlines()
-        if line.startswith("| `")
-    ]
-    return {
-        name.strip("`"): Row(*(re.sub(r"`(.*)`", r"\1", cell) for cell in rest))
-        for name, _, *rest in cells
-    }
-
-
-ROWS = rows()
-
-
 def test_every_fault_has_a_row_and_an_injector() -> None:
-    assert ROWS.keys() == FAULTS.keys()
+    assert ROWS.keys() == FAULTS.keys() | SIGNALS.keys()
     assert len(ROWS) > 10
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", FAULTS)
 async def test_what_comes_of_it(tmp_path, name: str, *, stream: bool) -> None:
     row, fault = ROWS[name], FAULTS[name]
     async with (
