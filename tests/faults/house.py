@@ -17,13 +17,17 @@ from server.api.errors import STATUS
 from server.core.clock import SystemClock
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
+from server.gateway.gpu_guard import GuardLimits, GuardState
+from server.ops.gpu_sampler import GpuSampler, NvmlReader
 from server.store.connection import open_database
 from server.store.key_view import KeyView
 from server.store.keys import KeyRepository
 from tests.faults.backend import VICTIM, FaultyEngine
-from tests.serving import MODEL, Stack, serve
+from tests.nvml_machine import Machine
+from tests.serving import CARD, MODEL, Stack, serve
 
 CHAT = "/v1/chat/completions"
+GUARD = GuardLimits(rule="used", hold=0.02, settle=0.02, silence=0.2)
 
 
 class Answer:
@@ -67,8 +71,12 @@ class Answer:
 class House:
     """What injectors and the test reach."""
 
-    def __init__(self, directory: Path, *, stream: bool, stall_after: float) -> None:
+    def __init__(
+        self, directory: Path, machine: Machine | None, *, stream: bool, stall_after: float
+    ) -> None:
         self.directory = directory
+        self.machine = machine
+        """What its cards are; None: it has none."""
         self.stream = stream
         self.engine = FaultyEngine()
         self.backend = self.engine.backend
@@ -81,6 +89,7 @@ class House:
             engine=self.engine,  # type: ignore[arg-type]
             gatekeeper=Authenticator(self.view, clock, FailureLimiter(clock)),
             stall_after=stall_after,
+            gpu=GUARD if machine else None,
         )
         self.client = httpx.AsyncClient(timeout=60)
         self.victims_fields: dict[str, Any] = {}
@@ -106,6 +115,11 @@ class House:
         assert (answer.status_code == 200) is (told["status"] == "ok")
         return str(told["status"])
 
+    async def guard_is(self, state: GuardState) -> None:
+        """Wait until the card's guard is in `state`; only time and samples bring it there."""
+        while self.stack.guard.cards[0].guard.state is not state:  # noqa: ASYNC110 - it notifies nobody
+            await asyncio.sleep(0.01)
+
     def count(self, sample: str) -> float:
         """Value of a metric's sample, as it is written in queries: `name{label="value"}`."""
         name, _, rest = sample.partition("{")
@@ -120,12 +134,18 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(directory: Path, *, stream: bool, stall_after: float) -> AsyncIterator[House]:
+async def house(
+    directory: Path,
+    machine: Machine | None = None,
+    *,
+    stream: bool = True,
+    stall_after: float = 60.0,
+) -> AsyncIterator[House]:
     """Serve until the block ends; then nobody may hold a place, and the engine ends."""
-    made = House(directory, stream=stream, stall_after=stall_after)
+    made = House(directory, machine, stream=stream, stall_after=stall_after)
     await made.engine.begin()
     try:
-        async with serve(made.stack) as stack:
+        async with serve(made.stack) as stack, _watching_cards(made):
             made.client.base_url = httpx.URL(stack.url)
             yield made
             await made.client.aclose()
@@ -136,3 +156,22 @@ async def house(directory: Path, *, stream: bool, stall_after: float) -> AsyncIt
         await made.client.aclose()
         await made.engine.stop()
         made.view.close()
+
+
+@contextlib.asynccontextmanager
+async def _watching_cards(made: House) -> AsyncIterator[None]:
+    if made.machine is None:
+        yield
+        return
+    guard, sampler = made.stack.guard, GpuSampler(NvmlReader([CARD], made.stack.clock), 0.01)
+    sampler.start(asyncio.get_running_loop(), guard.observe)
+    watch = asyncio.create_task(guard.watch())
+    try:
+        await made.guard_is(GuardState.OPEN)
+        yield
+    finally:
+        made.machine.state.hang = 0
+        watch.cancel()
+        sampler.stop()
+        assert sampler.thread is not None
+        await asyncio.to_thread(sampler.thread.join, 30)

@@ -15,6 +15,8 @@ import pytest
 
 from server.engine.plan import DecodeCode
 from server.engine.scheduler import NO_CELLS_RETRIES
+from server.gateway import gpu_shedding
+from server.gateway.gpu_guard import GuardState
 from server.store.connection import FILE, open_database
 from server.store.keys import KeyRepository
 from server.store.refusals import StoreError
@@ -32,6 +34,8 @@ class Fault:
     running: bool
     """Whether the request that it hits is generating by then, or yet to be sent."""
     stall_after: float = 60.0
+    card: bool = False
+    """Whether it takes a machine with a card."""
 
 
 FAULTS: dict[str, Fault] = {}
@@ -41,12 +45,12 @@ _Injector = Callable[[House], AsyncIterator[None]]
 
 
 def fault(
-    name: str, *, running: bool = False, stall_after: float = 60.0
+    name: str, *, running: bool = False, stall_after: float = 60.0, card: bool = False
 ) -> Callable[[_Injector], None]:
     """Add an injector to `FAULTS`."""
 
     def add(injector: _Injector) -> None:
-        FAULTS[name] = Fault(contextlib.asynccontextmanager(injector), running, stall_after)
+        FAULTS[name] = Fault(contextlib.asynccontextmanager(injector), running, stall_after, card)
 
     return add
 
@@ -145,6 +149,27 @@ async def store_locked(house: House) -> AsyncIterator[None]:
         other.execute("DELETE FROM keys WHERE name = 'nobody'")
         yield
         other.rollback()
+
+
+@fault("nvml-fails", card=True)
+async def nvml_fails(house: House) -> AsyncIterator[None]:
+    assert house.machine is not None
+    house.machine.lose_driver()
+    await house.guard_is(GuardState.BLIND)
+    yield
+
+
+@fault("nvml-hangs", card=True)
+async def nvml_hangs(house: House) -> AsyncIterator[None]:
+    assert house.machine is not None
+    guard, clock = house.stack.guard, house.stack.clock
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_shedding, "_STILL_SECONDS", 0.5)
+        house.machine.state.hang = 1
+        await house.guard_is(GuardState.BLIND)
+        while not guard.beat().still(clock.monotonic()):  # noqa: ASYNC110 - only time brings it about
+            await asyncio.sleep(0.01)
+        yield
 
 
 @fault("event-loop-stalls", running=True)

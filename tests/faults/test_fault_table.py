@@ -23,11 +23,12 @@ def test_every_fault_has_a_row_and_an_injector() -> None:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("name", FAULTS)
-async def test_what_comes_of_it(tmp_path, name: str, *, stream: bool) -> None:
+async def test_what_comes_of_it(request, tmp_path, name: str, *, stream: bool) -> None:
     row, fault = ROWS[name], FAULTS[name]
+    machine = request.getfixturevalue("machine")(8 << 30, 24 << 30) if fault.card else None
     async with (
         asyncio.timeout(LONGEST),
-        house(tmp_path, stream=stream, stall_after=fault.stall_after) as made,
+        house(tmp_path, machine, stream=stream, stall_after=fault.stall_after) as made,
     ):
         before = made.count(row.counted)
         neighbour = made.ask("a neighbour", 60)
