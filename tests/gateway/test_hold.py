@@ -222,6 +222,17 @@ async def test_only_the_cards_own_models_are_held_and_a_load_waits_for_memory():
     await card.stop()
 
 
+async def test_who_waits_for_a_load_need_not_wait_for_somebody_elses_once_there_is_memory():
+    card = Watched()
+    card.see(100 * MIB)
+    await card.load("a")
+    assert card.house.loading() == []
+    card.see(1 * GIB, 6)
+    await settle()
+    assert card.house.loading() == ["a"]
+    await card.stop()
+
+
 async def test_a_load_that_is_under_way_goes_on_and_its_engine_is_held_until_there_is_memory():
     card = Watched()
     await card.load("a")
