@@ -94,5 +94,5 @@ def _unreadable(presented: str | None) -> tuple[str, str]:
         )
     return "malformed", (
         f"This is not an API key of this server: they begin with {PREFIX} and have 64 characters; "
-        "it may have been cut off or mistyped."
+        "it may have been cut off or mistyped, or there are two, in two headers."
     )

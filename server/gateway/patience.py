@@ -77,7 +77,7 @@ class Patience:
         """Raise `TotalTimeout` when the whole time is over."""
         if asyncio.get_running_loop().time() >= self._end:
             raise TotalTimeout(
-                f"The answer was not complete after {self._longest:g} s, the limit of "
+                f"The answer was not complete after {_told(self._longest)}, the limit of "
                 f"this request to {self._model!r}; the generation was ended."
             )
 
@@ -91,7 +91,7 @@ class Patience:
         now = asyncio.get_running_loop().time()
         if waiting and now >= self._queue_end:
             raise self._overdue(
-                f"No slot became free within {now - self._arrived:.0f} s. "
+                f"No slot became free within {_told(now - self._arrived)}. "
                 "The server is busy; try later."
             )
         status = self._engine.status()
@@ -118,3 +118,8 @@ class Patience:
         In the line its own deadline comes first; a read timeout later, nobody kept it.
         """
         return self._limits.read if started else self._limits.queue + self._limits.read
+
+
+def _told(seconds: float) -> str:
+    """Write seconds for people: whole ones, and hundredths where they matter."""
+    return f"{round(seconds, 0 if seconds >= 10 else 2):g} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import httpx
 import openai
@@ -143,6 +144,13 @@ async def test_a_deadline_the_line_cannot_meet_is_refused_with_the_estimate():
     assert stack.admission.outstanding == 0
 
 
+async def test_a_deadline_that_passes_under_way_is_told_as_people_write_it():
+    stack = Stack(engine=FakeEngine(manual=True))
+    answer = await ask(stack, {"x-request-deadline-ms": "200"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "total_timeout")
+    assert re.search(r"after 0\.\d{1,2} s, the limit", answer.json()["error"]["message"])
+
+
 async def test_a_deadline_that_passes_in_the_line_ends_the_wait():
     stack = Stack(engine=FakeEngine(manual=True))
     held = stack.service.router.default.host.lane.admit(8)
@@ -170,6 +178,7 @@ async def test_a_wait_in_the_line_ends_with_the_connect_timeout_and_advice():
     answer = await ask(stack)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "queue_timeout"
+    assert re.search(r"within 0\.\d{1,2} s\.", answer.json()["error"]["message"])
     assert int(answer.headers["retry-after"]) >= 1
     assert "x-should-retry" not in answer.headers
     held.release()
