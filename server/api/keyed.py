@@ -15,6 +15,7 @@ from server.api.access import principal_of
 from server.api.deadline import seconds_given
 from server.api.disconnect import unless_disconnected
 from server.api.errors import refuse
+from server.api.fallback import fallback_allowed
 from server.api.parts import Parts
 from server.api.record import KEY as RECORD
 from server.api.record import RequestRecord, record_of
@@ -58,7 +59,9 @@ async def respond(parts: Parts, request: Request, work: Work) -> Response:
     record, principal = record_of(request), principal_of(request)
     record.windows = functools.partial(parts.service.windows, principal)
     made = functools.partial(_produce, _detached(request), work)
-    reader = parts.answers.join(principal.key_id, key, record.fingerprint, made)
+    # Who wants no other model's answer does not ask for the same as who takes one.
+    said = record.fingerprint + (b"" if fallback_allowed(request) else b"none")
+    reader = parts.answers.join(principal.key_id, key, said, made)
     record.replayed = reader.replayed
     try:
         return await unless_disconnected(request.receive, _read(parts, record, reader))

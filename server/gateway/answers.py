@@ -195,8 +195,8 @@ class AnswerKeeper(Generic[Head]):
         elif answer.fingerprint != fingerprint:
             self.counters["mismatch"] += 1
             raise IdempotencyMismatch(
-                "This idempotency key was used for another request. Send the very same body again, "
-                "or choose a new key.",
+                "This idempotency key was used for another request. Send the very same one again "
+                "(body and x-fallback), or choose a new key.",
                 param="idempotency-key",
             )
         else:

@@ -17,6 +17,7 @@ from server.gateway.principal import Principal
 from server.gateway.rate_limit import RateLimits
 from tests.fakes import FakeEngine
 from tests.serving import MODEL, Stack, serve
+from tests.standby import Trio
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -172,6 +173,29 @@ async def test_another_body_or_endpoint_under_the_key_is_422():
                 await client.chat.completions.create(**other, extra_headers=KEY)
     assert len(stack.engine.requests) == 1
     assert stack.answers.counters["mismatch"] == 3
+
+
+async def test_who_refuses_other_models_answers_does_not_get_one_by_the_key():
+    async with serve(Stack()) as stack:
+        for fallback, status in (({}, 200), ({"x_fallback": "none"}, 422), ({}, 200)):
+            async with asking(stack, BODY, **fallback) as task:
+                assert (await task).status_code == status
+    assert len(stack.engine.requests) == 1
+
+
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+async def test_a_replay_says_who_answered_instead(body):
+    trio = Trio()
+    trio.kill(MODEL)
+    async with serve(trio) as stack:
+        for reply in (None, "true"):
+            async with asking(stack, body) as task:
+                answer = await task
+                assert answer.headers.get("idempotency-replayed") == reply
+                assert answer.headers["x-fallback-model"] == "small"
+                assert answer.headers["x-fallback-reason"] == "dead"
+                assert '"model":"small"' in (await answer.aread()).decode()
+    assert len(trio.small.requests) == 1
 
 
 async def test_one_api_keys_answers_are_not_anothers():
