@@ -298,11 +298,11 @@ class Scheduler:
             if deadline > now:
                 deadlines.append(deadline)
                 continue
-            waited = now - sequence.submitted_at
+            waited = round(now - sequence.submitted_at, 2)
             self.fail(
                 sequence.request.request_id,
                 QueueTimeout(
-                    f"No slot became free within {waited:.0f} s. The server is busy; try later."
+                    f"No slot became free within {waited:g} s. The server is busy; try later."
                 ),
             )
         self.next_deadline = min(deadlines, default=float("inf"))

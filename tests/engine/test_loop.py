@@ -216,7 +216,9 @@ def test_who_waits_too_long_is_told():
     harness.step(5)
     assert late not in harness.events
     harness.step()
-    assert isinstance(failure(harness, late), QueueTimeout)
+    error = failure(harness, late)
+    assert isinstance(error, QueueTimeout)
+    assert "within 0.06 s." in error.message
     assert harness.scheduler.running
 
 
