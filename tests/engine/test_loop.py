@@ -218,7 +218,7 @@ def test_who_waits_too_long_is_told():
     harness.step()
     error = failure(harness, late)
     assert isinstance(error, QueueTimeout)
-    assert "within 0.06 s." in error.message
+    assert "within 0.05 s." in error.message
     assert harness.scheduler.running
 
 
