@@ -34,6 +34,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "request_too_large": (413, "invalid_request_error"),
     "uri_too_long": (414, "invalid_request_error"),
     "idempotency_mismatch": (422, "invalid_request_error"),
+    "repeated_crash": (422, "invalid_request_error"),
     "rate_limit_exceeded": (429, "rate_limit_error"),
     "headers_too_large": (431, "invalid_request_error"),
     "generation_failed": (500, "server_error"),

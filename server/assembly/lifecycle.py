@@ -52,13 +52,14 @@ def serve(settings: Settings, fetch: Fetch = Path, inherited: Inherited | None =
         settings.logging.level, settings.logging.format, access_log=settings.server.access_log
     )
     if inherited is None:
-        listener, last_words = listen(settings.server.host, settings.server.port), None
+        listener = listen(settings.server.host, settings.server.port)
     else:
-        listener, last_words = inherited.listener, inherited.page.keep_last_words
+        listener = inherited.listener
+    page = None if inherited is None else inherited.page
     with contextlib.closing(listener):
         check_keys(settings, listener.getsockname()[0])
         make_room(settings.server.max_connections)
-        parts = build(settings, SystemClock(), fetch, last_words)
+        parts = build(settings, SystemClock(), fetch, page)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         return uvloop.run(Lifecycle(settings, parts, listener, inherited).run())
 

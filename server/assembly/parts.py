@@ -14,10 +14,11 @@ from server.api.parts import Parts as ApiParts
 from server.api.report import Reporter
 from server.assembly.admission import answer_limits, default_rates, line_limits
 from server.assembly.agents import agent_of
-from server.assembly.engine import LastWords, build_engine, llama_params, scheduler_limits
+from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.gpu_guard import build_guard
 from server.assembly.keys import access_rules
 from server.assembly.machine import machine_memory, refuse_cpu_build
+from server.assembly.pulse import crash_record
 from server.assembly.routes import routes_of
 from server.assembly.sizing import Sized, budget_of, grouped, sized
 from server.assembly.wanted import Fetch, wanted
@@ -44,6 +45,7 @@ from server.ops.metrics_gpu import GpuCollector
 from server.ops.metrics_keys import KeyRefusalsCollector
 from server.settings import Settings
 from server.store.key_view import KeyView
+from server.supervisor.page import Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,11 @@ class Parts:
     """What the planner chose, for people."""
 
 
-def build(
-    settings: Settings, clock: Clock, fetch: Fetch, last_words: LastWords | None = None
-) -> Parts:
-    """Make all parts; nothing runs yet. Raises `ConfigError`, and what `fetch` does."""
+def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = None) -> Parts:
+    """Make all parts; nothing runs yet. Raises `ConfigError`, and what `fetch` does.
+
+    `page`: shared with the supervisor, if there is one.
+    """
     refuse_cpu_build(settings)  # before anything is downloaded
     names = wanted(settings, fetch)
     memory = machine_memory(settings, gpu_wanted=any(one.model.n_gpu_layers != 0 for one in names))
@@ -79,7 +82,7 @@ def build(
     served: dict[str, Served] = {}
     preload: list[Host] = []
     for one in contexts:
-        host, members = _host(one, admission, clock, last_words)
+        host, members = _host(one, admission, clock, page)
         served |= {found.agent.name: found for found in members}
         if any(member.preload for member in one.group.members):
             preload.append(host)
@@ -89,7 +92,7 @@ def build(
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
     )
     authenticator = Authenticator(KeyView(settings.data_dir), clock, FailureLimiter(clock))
-    metrics = Metrics(hosts.hosts, admission)
+    metrics = Metrics(hosts.hosts, admission, 0 if page is None else page.restarts)
     metrics.add(KeyRefusalsCollector(authenticator.counters))
     answers = AnswerKeeper[Head](answer_limits(settings.gateway.idempotency), clock)
     metrics.add(AnswersCollector(answers))
@@ -105,7 +108,15 @@ def build(
         share_prefixes=settings.gateway.share_prefixes,
         stall_after=settings.engine.stall_after,
     )
-    service = GenerationService(router, hosts, admission, limits, clock, telemetry=metrics)
+    service = GenerationService(
+        router,
+        hosts,
+        admission,
+        limits,
+        clock,
+        telemetry=metrics,
+        crashes=crash_record(page, clock),
+    )
     fallback = Fallback(service, clock, guard.reason)
     metrics.add(FallbackCollector(fallback))
     stall = HealthLimits(settings.engine.stall_after)
@@ -147,7 +158,7 @@ def build(
 
 
 def _host(
-    one: Sized, admission: Line, clock: Clock, last_words: LastWords | None
+    one: Sized, admission: Line, clock: Clock, page: Page | None
 ) -> tuple[Host, list[Served]]:
     """Make a context's host and the agents on it, which share a prompter where they can."""
     prompters: dict[str | None, Prompter] = {}
@@ -156,7 +167,7 @@ def _host(
     # Now rather than at the first load: a mistake in the settings must not wait for that.
     llama_params(one)
     scheduler_limits(one)
-    sizes = one.sizes
+    sizes, last_words = one.sizes, None if page is None else page.keep_last_words
     spec = HostSpec(
         name=one.group.name,
         slots=sizes.slots,

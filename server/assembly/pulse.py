@@ -1,16 +1,25 @@
-"""The worker's sign of life, for the supervisor that watches it."""
+"""What a worker tells its supervisor, and what it learns from it about those before."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
+from server.core.clock import Clock
+from server.gateway.crash_record import CrashRecord, Unremembered
 from server.gateway.health import Health
 from server.gateway.host import Host
+from server.supervisor.fingerprints import LIFETIME, Fingerprints
 from server.supervisor.page import Page, WorkerState
 
 _SECONDS = 1.0
 """Between two beats, at most."""
+
+
+def crash_record(page: Page | None, clock: Clock) -> CrashRecord:
+    """Return what is known of requests that brought processes down; without a supervisor, nothing."""
+    memory = Unremembered() if page is None else Fingerprints(page)
+    return CrashRecord(memory, clock, LIFETIME)
 
 
 class Pulse:

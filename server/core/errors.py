@@ -14,6 +14,7 @@ OnegpuError
 │   ├── ModelNotFound
 │   ├── RequestTooLarge         the body is over the limit
 │   ├── IdempotencyMismatch     an idempotency key with another request than before
+│   ├── RepeatedCrash           the server process died twice while it ran this request
 │   ├── RateLimited             a key's own limit; `retry_after` says when it allows more
 │   └── ClientStalled           the client stopped sending or reading
 ├── Unavailable                 the server's state; `retry_after` says when to come back
@@ -151,6 +152,12 @@ class IdempotencyMismatch(RequestError):
     """An idempotency key came with another request than before."""
 
     code = "idempotency_mismatch"
+
+
+class RepeatedCrash(RequestError):
+    """Native code ended the process each time this request ran."""
+
+    code = "repeated_crash"
 
 
 class RateLimited(RequestError):

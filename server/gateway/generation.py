@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 from server.core.clock import Clock
 from server.core.errors import DeadlineUnreachable, OnegpuError, QueueTimeout
-from server.core.events import Delta, Event, Failed, Finished, Started
+from server.core.events import Delta, Event, Failed, Finished, FinishReason, Started
 from server.core.request import GenerationRequest
 from server.engine.interface import Engine, TokenStreamLike
+from server.gateway.crash_record import Trace
 from server.gateway.entitlement import cost
 from server.gateway.fair_queue import Rank
 from server.gateway.host import Lease
@@ -65,6 +66,7 @@ class GenerationContext:
     engines: EngineWatch
     arrived: float
     """When the request came, in monotonic seconds."""
+    trace: Trace
 
 
 class Generation:
@@ -210,6 +212,7 @@ class Generation:
                 choice.reader.cancel()
         self._ticket.release(cost=self._cost())
         self._grant.release(self._used() if charge else None)
+        self.context.trace.leave()
         self.lease.release()
 
     def _used(self) -> int | None:
@@ -230,11 +233,13 @@ class Generation:
         """Hand choice `index` to the engine: its turn has come."""
         choice = self.choices[index]
         try:
+            self.context.trace.began()
             choice.stream = self.context.engine.submit(
                 replace(choice.request, rank=rank), functools.partial(self._watch, index)
             )
         except Exception as error:  # noqa: BLE001 - handed to the reader, who waits for it
             self._failure = error
+            self.context.trace.ended(completed=False)
             self._ticket.note_ended(index)
         else:
             if len(self.choices) > 1:
@@ -242,10 +247,12 @@ class Generation:
         self._wake.set()
 
     def _watch(self, index: int, event: Event) -> None:
-        """Tell the line what the engine does, whether somebody reads or not."""
+        """Tell line and record what the engine does, whether somebody reads or not."""
         if isinstance(event, Started):
             self._ticket.note_started(index)
         else:
+            done = isinstance(event, Finished) and event.reason is not FinishReason.ABORTED
+            self.context.trace.ended(completed=done)
             self._ticket.note_ended(index)
 
     async def _next(self, idle: float | None) -> Batch:

@@ -13,7 +13,8 @@ from typing import ParamSpec, TypeVar
 from server.core.clock import Clock
 from server.core.errors import ContextLengthExceeded, InvalidRequest, QueueFull
 from server.core.request import GenerationRequest, SamplingParams
-from server.gateway.encoding import encode
+from server.gateway.crash_record import CrashRecord, Trace, Unremembered
+from server.gateway.encoding import Encoded, encode
 from server.gateway.entitlement import cost, rate_limits, standing
 from server.gateway.generation import Generation, GenerationContext
 from server.gateway.host import Lease
@@ -63,6 +64,7 @@ class GenerationService:
         clock: Clock,
         *,
         telemetry: Telemetry | None = None,
+        crashes: CrashRecord | None = None,
     ) -> None:
         """Prompters are bound to their models by whoever loads them."""
         self.limits = limits
@@ -73,6 +75,7 @@ class GenerationService:
         self.engines = EngineWatch(clock, limits.stall_after)
         self._rate = RateLimiter(clock)
         self._telemetry = telemetry or NullTelemetry()
+        self._crashes = crashes or CrashRecord(Unremembered(), clock)
         self._threads = ThreadPoolExecutor(limits.tokenizer_threads, "tokenize")
 
     def turn_away(self, principal: Principal) -> None:
@@ -89,7 +92,8 @@ class GenerationService:
         """Start what `spec` asks for; the caller must `close()` what is returned.
 
         Waits while the model is loaded. Raises `ModelNotFound`, `ModelNotAllowed`,
-        `InvalidRequest`, `ContextLengthExceeded`, `RateLimited` and all `Unavailable`s.
+        `InvalidRequest`, `ContextLengthExceeded`, `RateLimited`, `RepeatedCrash` and all
+        `Unavailable`s.
         """
         return await self.open_on(self.router.pick(spec.model, spec.principal, spec), spec)
 
@@ -100,18 +104,15 @@ class GenerationService:
             raise stalled
         patience = self._patience(served, spec)
         arrived = self._clock.monotonic()
-        grant = self._rate.take(spec.principal.key_id, self._limits_of(spec.principal))
-        try:
+        with contextlib.ExitStack() as undo:
+            grant = self._rate.take(spec.principal.key_id, self._limits_of(spec.principal))
+            undo.callback(grant.release)
             ticket = self._admit(served, spec)
-        except BaseException:
-            grant.release()
-            raise
-        try:
+            undo.callback(ticket.release)
+            trace = await self._crashes.enter(spec.fingerprint, patience.queue)
+            undo.callback(trace.leave)
             lease = await self.hosts.acquire(served.host, patience.queue)
-        except BaseException:
-            ticket.release()
-            grant.release()
-            raise
+            undo.pop_all()
         context = GenerationContext(
             lease.engine,
             served.host.lane,
@@ -120,11 +121,12 @@ class GenerationService:
             patience,
             self.engines,
             arrived,
+            trace,
         )
         generation = Generation(served.agent.name, context, ticket, grant, lease)
         try:
             _check_bias(spec, lease.tokenizer.n_vocab)
-            encoded = await self.in_thread(encode, served, spec)
+            encoded = await self._encoded(served, spec, trace)
             prompts = [one.tokens for one in encoded]
             requests = self._requests(served, spec, prompts, arrived + patience.queue)
             generation.dropped_turns = sum(one.dropped_turns for one in encoded)
@@ -133,6 +135,13 @@ class GenerationService:
             generation.close()
             raise
         return generation
+
+    async def _encoded(self, served: Served, spec: GenerationSpec, trace: Trace) -> list[Encoded]:
+        trace.began()
+        try:
+            return await self.in_thread(encode, served, spec)
+        finally:
+            trace.ended(completed=False)
 
     @contextlib.asynccontextmanager
     async def using(

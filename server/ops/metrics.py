@@ -19,10 +19,13 @@ _GAPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 class Metrics:
     """The gateway's `Telemetry`, and the engine's own numbers read at every scrape."""
 
-    def __init__(self, hosts: Iterable[Host], admission: Line) -> None:
-        """`hosts` and `admission` are only read."""
+    def __init__(self, hosts: Iterable[Host], admission: Line, restarts: int = 0) -> None:
+        """`hosts` and `admission` are only read. `restarts`: processes before this one."""
         self._registry = CollectorRegistry()
         self._registry.register(StateCollector(hosts, admission))
+        self._counter(
+            "restarts", "Server processes that died and were replaced, since the supervisor began."
+        ).inc(restarts)
         self._requests = self._counter(
             "requests", "HTTP requests answered.", ("endpoint", "status")
         )

@@ -55,8 +55,8 @@ class _Text:
         page.memory[self._offset : self._offset + self._size] = raw.ljust(self._size, b"\0")
 
 
-_FRESH = 2048
-"""Bytes that tell of one worker; what follows outlives it."""
+_FRESH = 4096 + 16384
+"""Bytes that tell of one worker, the requests that it runs included; what follows outlives it."""
 
 
 class Page:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from server.core.errors import OnegpuError
 from server.supervisor.backoff import Backoff
+from server.supervisor.fingerprints import Fingerprints
 from server.supervisor.inherited import Descriptors
 from server.supervisor.notify import VARIABLES, Notifier
 from server.supervisor.page import Page, WorkerState, shared_file
 from server.supervisor.responder import Responder
 from server.supervisor.terminal import Terminal
 from server.supervisor.watchdog import Watchdog
-from server.supervisor.worker import Worker, describe
+from server.supervisor.worker import NATIVE, Worker, describe
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +135,14 @@ class Supervisor:
                     log.error("Ending the server process: %s", reason)
                     await self._put_down(worker)
         self._worker = None
+        code = worker.code or 0
+        if reason is None and -code in NATIVE:
+            running = Fingerprints(self._page).crashed(time.monotonic())
+            log.error("%d requests were running; one that runs at two crashes is refused", running)
         ready_at = self._page.ready_at
         ready_for = time.monotonic() - ready_at if ready_at else None
         self._served = self._served or ready_for is not None
-        return End(worker.code or 0, ready_for, self._page.last_words, reason)
+        return End(code, ready_for, self._page.last_words, reason)
 
     async def _ended(self, worker: Worker) -> bool:
         """Wait for a tick, or for a signal; tell whether the worker has ended."""

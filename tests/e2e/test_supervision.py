@@ -42,6 +42,27 @@ def test_requests_outlive_workers_that_are_killed() -> None:
     assert len(seen.loads) == 3
 
 
+def test_a_request_that_brings_the_server_down_twice_is_refused() -> None:
+    poison = ASK | {"stream": True, "max_tokens": 4000, "ignore_eos": True}
+    with LiveServer() as server, server.client() as http:
+        for _ in range(2):
+            with http.stream("POST", "/v1/chat/completions", json=poison) as response:
+                lines = response.iter_lines()
+                while '"content":"' not in next(lines):
+                    pass
+                (worker,) = children(server.process.pid)
+                os.kill(worker, signal.SIGABRT)
+                with pytest.raises(httpx.RemoteProtocolError):
+                    list(lines)
+        refused = http.post("/v1/chat/completions", json=poison)
+        assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+        metrics = http.get("/metrics").text
+    assert refused.status_code == 422
+    assert refused.json()["error"]["code"] == "repeated_crash"
+    assert "onegpu_restarts_total 2.0" in metrics
+    assert "".join(server.stderr).count("was killed by SIGABRT") == 2
+
+
 def test_a_worker_ends_when_its_supervisor_is_killed() -> None:
     with LiveServer() as server:
         (worker,) = children(server.process.pid)
