@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from server.settings import ServedModelSettings, Settings
+from server.settings import RemoteSettings, ServedModelSettings, Settings
 from server.settings.environment import variable_name
 from server.settings.fields import keys, leaves
 from server.settings.report import written
@@ -29,8 +30,8 @@ Durations are written `500ms`, `30s`, `5m`, `2h` (a plain number is seconds), si
 |---|---|---|---|
 """
 
-_MODELS = """
-## One of `models`
+_ENTRIES = """
+## One of `{name}`
 
 | key | default | meaning |
 |---|---|---|
@@ -44,14 +45,16 @@ def render() -> str:
         f"| {field.description} |\n"
         for path, field in leaves(Settings)
     ]
-    return _HEAD + "".join(rows) + _MODELS + "".join(_entry_rows())
+    models, remotes = _entry("models", ServedModelSettings), _entry("remotes", RemoteSettings)
+    return _HEAD + "".join(rows) + models + remotes
 
 
-def _entry_rows() -> list[str]:
-    return [
+def _entry(section: str, model: type[BaseModel]) -> str:
+    rows = [
         f"| `{name}` | {_default(field)} | {field.description} |\n"
-        for name, field in keys(ServedModelSettings).items()
+        for name, field in keys(model).items()
     ]
+    return _ENTRIES.format(name=section) + "".join(rows)
 
 
 def _default(field: FieldInfo) -> str:

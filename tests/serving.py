@@ -35,6 +35,7 @@ from server.gateway.line import Line, LineLimits
 from server.gateway.memory import Budget, Footprint
 from server.gateway.prompter import Prompter
 from server.gateway.rate_limit import RateLimits
+from server.gateway.remote.watch import RemoteWatch
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
@@ -106,7 +107,8 @@ class Stack:
         self.answers = AnswerKeeper[Head](self.kept, clock)
         self.metrics.add(AnswersCollector(self.answers))
         self.fallback = Fallback(self.service, clock, self.guard.reason)
-        self.metrics.add(FallbackCollector(self.fallback))
+        self.remotes = RemoteWatch(self.service.router, self.admission, clock)
+        self.metrics.add(FallbackCollector(self.fallback, self.remotes))
         self.metrics.add(GpuCollector(self.guard))
         limits = HealthLimits(stall_after=min(5.0, self.stall_after))
         self.health = Health(self.hosts, host, self.admission, self.guard, limits, clock)

@@ -38,7 +38,7 @@ class Trio(Stack):
         self.hosts = self.service.hosts = HostManager(hosts, Budget(), self.parts.clock)
         self.service.router = ModelRouter(served)
         self.stand_in({MODEL: ("small", "large")})
-        self.fallback._clock, self.fallback._shedding = self.still, self._shedding
+        self.fallback.clock, self.fallback._shedding = self.still, self._shedding
 
     def stand_in(self, lists: Mapping[str, tuple[str, ...]], *more: str) -> None:
         """Set who answers for whom; `more`: reasons beyond the usual."""

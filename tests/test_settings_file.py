@@ -57,8 +57,8 @@ def messages(config: Path | None, **options) -> list[str]:
         ),
         (
             "zebra: 1\n",
-            "c.yaml:1: zebra: unknown key; allowed here: model, models, aliases, models_dir, data_dir, modelfiles, "
-            "memory, hub, engine, gateway, server, logging",
+            "c.yaml:1: zebra: unknown key; allowed here: model, models, aliases, remotes, models_dir, "
+            "data_dir, modelfiles, memory, hub, engine, gateway, server, logging",
         ),
         (
             'engine:\n  n_batch: "8"\n',

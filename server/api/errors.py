@@ -39,6 +39,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "headers_too_large": (431, "invalid_request_error"),
     "generation_failed": (500, "server_error"),
     "internal_error": (500, "server_error"),
+    "remote_failed": (502, "server_error"),
     "queue_full": (503, "service_unavailable_error"),
     "queue_timeout": (503, "service_unavailable_error"),
     "deadline_unreachable": (503, "service_unavailable_error"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from server.gateway.generation import Generation
+from server.gateway.fallback import AnyGeneration
 from server.gateway.rate_limit import Window
 
 KEY = "onegpu.record"
@@ -34,7 +34,7 @@ class RequestRecord:
     """What is left of the key's limits; None where they do not matter."""
     replayed: bool = False
     """Answered by what another request's work has made, or makes."""
-    generations: list[Generation] = field(default_factory=list)
+    generations: list[AnyGeneration] = field(default_factory=list)
 
     @property
     def started(self) -> bool:

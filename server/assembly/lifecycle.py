@@ -118,6 +118,7 @@ class Lifecycle:
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         loaded = asyncio.create_task(self._load())
         watch = asyncio.create_task(self._parts.hosts.watch())
+        remotes = asyncio.create_task(self._parts.remotes.run())
         guard = asyncio.create_task(watch_cards(self._parts.guard, self._settings, SystemClock()))
         pulse = asyncio.create_task(self._pulse.run()) if self._pulse else None
         signalled = asyncio.create_task(self._signalled.wait())
@@ -126,8 +127,9 @@ class Lifecycle:
         if status == 0:
             await asyncio.wait((http, signalled), return_when=asyncio.FIRST_COMPLETED)
             await self._drain()
-        for task in (loaded, signalled, watch, guard):
+        for task in (loaded, signalled, watch, guard, remotes):
             task.cancel()
+        await self._parts.remotes.close()
         stopped = await self._stop_engines()
         self._http.should_exit = True
         await http

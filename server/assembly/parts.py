@@ -19,7 +19,7 @@ from server.assembly.gpu_guard import build_guard
 from server.assembly.keys import access_rules
 from server.assembly.machine import machine_memory, refuse_cpu_build
 from server.assembly.pulse import crash_record
-from server.assembly.routes import routes_of
+from server.assembly.routes import reroute
 from server.assembly.sizing import Sized, budget_of, grouped, sized
 from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
@@ -36,6 +36,7 @@ from server.gateway.hosts import HostManager
 from server.gateway.line import Line
 from server.gateway.memory import Budget, total
 from server.gateway.prompter import Prompter
+from server.gateway.remote.watch import RemoteWatch
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService, ServiceLimits
 from server.ops.metrics import Metrics
@@ -60,6 +61,7 @@ class Parts:
     answers: AnswerKeeper[Head]
     service: GenerationService
     guard: GpuGuard
+    remotes: RemoteWatch
     authenticator: Authenticator
     reporter: Reporter
     health: Health
@@ -87,7 +89,9 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
         if any(member.preload for member in one.group.members):
             preload.append(host)
     _check_preload(preload, budget_of(memory))
-    router = ModelRouter([served[one.name] for one in names], routes_of(settings, served))
+    router = ModelRouter([served[one.name] for one in names])
+    router.routes = reroute(settings, router, admission, clock)
+    remotes = RemoteWatch(router, admission, clock)
     hosts = HostManager(
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
     )
@@ -118,7 +122,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
         crashes=crash_record(page, clock),
     )
     fallback = Fallback(service, clock, guard.reason)
-    metrics.add(FallbackCollector(fallback))
+    metrics.add(FallbackCollector(fallback, remotes))
     stall = HealthLimits(settings.engine.stall_after)
     health = Health(hosts, router.default.host, admission, guard, stall, clock)
     app = create_app(
@@ -149,6 +153,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
         answers,
         service,
         guard,
+        remotes,
         authenticator,
         reporter,
         health,

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from server.assembly.remotes import remotes_of
+from server.core.clock import Clock
 from server.core.errors import ConfigError
 from server.gateway.aliases import Alias
-from server.gateway.routing import Routes
+from server.gateway.line import Line
+from server.gateway.routing import ModelRouter, Routes
 from server.settings import Settings
 
 
-def routes_of(settings: Settings, served: Collection[str]) -> Routes:
-    """Return the routes over the `served` names. Raises `ConfigError`; changes nothing.
+def reroute(settings: Settings, router: ModelRouter, line: Line, clock: Clock) -> Routes:
+    """Return the routes that `settings` ask for over what is served. Raises `ConfigError`.
 
-    A reload makes them anew and hands them to `ModelRouter.routes`.
+    Nothing is changed: whoever starts or reloads sets `router.routes` to it, in one step.
     """
+    served = [one.agent.name for one in router.served]
+    checked = routes_of(settings, [*served, *settings.remotes])
+    remotes = remotes_of(settings, served, line, clock, router.routes.remotes)
+    return replace(checked, remotes=remotes)
+
+
+def routes_of(settings: Settings, served: Collection[str]) -> Routes:
+    """Return the routes over all `served` names, remotes among them. Raises `ConfigError`."""
     aliases = _aliases(settings, served)
     fallback = settings.gateway.fallback
     lists = _Lists(served, aliases)
@@ -32,12 +43,13 @@ def routes_of(settings: Settings, served: Collection[str]) -> Routes:
 
 
 def standby_names(settings: Settings) -> list[str]:
-    """Return what is named as answering for others, aliases left out."""
+    """Return what is named as answering for others, aliases and remotes left out."""
     fallback = settings.gateway.fallback
     names = [name for targets in fallback.models.values() for name in targets]
     if fallback.model is not None:
         names.append(fallback.model)
-    return [name for name in dict.fromkeys(names) if name not in settings.aliases]
+    others = settings.aliases.keys() | settings.remotes.keys()
+    return [name for name in dict.fromkeys(names) if name not in others]
 
 
 @dataclass(frozen=True, slots=True)

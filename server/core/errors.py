@@ -21,6 +21,7 @@ OnegpuError
 │   ├── QueueFull, QueueTimeout, DeadlineUnreachable
 │   ├── GpuMemoryShort          other programs took GPU memory; nothing new begins on that card
 │   ├── ModelLoading, ModelFailed, Draining
+│   ├── RemoteFailed            another server, asked for its model, gave nothing that can be used
 │   ├── StoreError (server.store)   the keys cannot be read
 │   ├── EngineStalled           the engine has work and does not get on
 │   └── EngineDead              the engine stopped for good
@@ -222,6 +223,12 @@ class ModelFailed(Unavailable):
     """The model could not be loaded; a later request tries again."""
 
     code = "model_failed"
+
+
+class RemoteFailed(Unavailable):
+    """A remote that a model is served by does not answer, or says what cannot be used."""
+
+    code = "remote_failed"
 
 
 class Draining(Unavailable):

@@ -21,7 +21,10 @@ from server.core.errors import (
 from server.gateway.generation import Generation, StandIn
 from server.gateway.host import Host, HostState
 from server.gateway.hosts import dead
-from server.gateway.routing import Routes, Served
+from server.gateway.remote.asking import ask
+from server.gateway.remote.generation import RemoteGeneration
+from server.gateway.remote.model import Distant
+from server.gateway.routing import Routes, Target
 from server.gateway.service import GenerationService
 from server.gateway.spec import GenerationSpec, TokenPrompt
 
@@ -32,6 +35,7 @@ REASONS = {
     "engine_stalled": "stalled",
     "gpu_memory": "gpu_memory",
     "queue_full": "queue_full",
+    "remote_failed": "remote",
 }
 """Error code → why another model answers."""
 _PASSING = ("loading", "queue_full")
@@ -39,6 +43,7 @@ _PASSING = ("loading", "queue_full")
 _RETRY_SECONDS = 30.0
 """Pause between two attempts to load a model that did not load, while others answer for it."""
 
+AnyGeneration = Generation | RemoteGeneration
 Shedding = Callable[[Host], Unavailable | None]
 """Says why nothing new may begin on a host's card; None where it may."""
 
@@ -53,34 +58,39 @@ class Fallback:
         self.service = service
         self.counters: Counter[tuple[str, str, str]] = Counter()
         """Answers by (model that was asked for, model that answered, reason)."""
-        self._clock = clock
+        self.clock = clock
         self._shedding = shedding or _none
         self._retried: dict[Host, float] = {}
 
-    def course(self, spec: GenerationSpec, opened: list[Generation] | None = None) -> Course:
+    def course(self, spec: GenerationSpec, opened: list[AnyGeneration] | None = None) -> Course:
         """Return the way of one request; nothing begins. Raises as `ModelRouter.pick`.
 
         What it opens last stands in `opened`.
         """
         return Course(self, spec, [] if opened is None else opened)
 
-    def trouble(self, host: Host) -> Unavailable | None:
-        """Say why `host` cannot answer now; None: it can."""
-        service = self.service
+    def trouble(self, target: Target) -> Unavailable | None:
+        """Say why `target` cannot answer now; None: it can."""
+        if isinstance(target, Distant):
+            return target.remote.failure()
+        service, host = self.service, target.host
         if (
             known := self._shedding(host) or dead(host) or service.engines.stalled(host)
         ) is not None:
             return known
         return None if host.open else service.hosts.failure(host) or service.hosts.loading(host)
 
-    def wake(self, host: Host) -> None:
+    def wake(self, target: Target) -> None:
         """Begin to load what is asked for, so that others need not answer for it for ever."""
+        if isinstance(target, Distant):
+            return
+        host = target.host
         if not host.open and (host.state is not HostState.FAILED or self._may_retry(host)):
             with contextlib.suppress(OnegpuError):
                 self.service.hosts.begin_load(host)
 
     def _may_retry(self, host: Host) -> bool:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if now - self._retried.get(host, -math.inf) < _RETRY_SECONDS:
             return False
         self._retried[host] = now
@@ -90,7 +100,9 @@ class Fallback:
 class Course:
     """One request's way to an answer. Whoever is given a generation must `close` it."""
 
-    def __init__(self, fallback: Fallback, spec: GenerationSpec, opened: list[Generation]) -> None:
+    def __init__(
+        self, fallback: Fallback, spec: GenerationSpec, opened: list[AnyGeneration]
+    ) -> None:
         """Made by `Fallback.course`."""
         self.spec = spec
         self._opened = opened
@@ -98,11 +110,12 @@ class Course:
         self._service = fallback.service
         router = self._service.router
         self._routes: Routes = router.routes
-        self.primary = router.pick(spec.model, spec.principal, spec)
+        self.primary = router.find(spec.model, spec.principal, spec)
         """What the request asks for."""
         names = self._routes.fallbacks.get(self.primary.agent.name, ()) if spec.fallback else ()
         self._targets = deque(names)
         self._reason = ""
+        self._begun = self._service.clock.monotonic()
         self._at_primary = False
         """Whether what was opened last is the primary's."""
         self._error: OnegpuError | None = None
@@ -111,21 +124,28 @@ class Course:
     @property
     def quick(self) -> bool:
         """Whether `open` need not wait for a load."""
-        host = self.primary.host
-        return host.open and not (self._targets and self._fallback.trouble(host))
+        if self._targets and self._fallback.trouble(self.primary) is not None:
+            return False
+        return self.loading is None
 
-    async def open(self) -> Generation:
+    @property
+    def loading(self) -> Host | None:
+        """What was asked for, while it is not loaded."""
+        target = self.primary
+        return None if isinstance(target, Distant) or target.host.open else target.host
+
+    async def open(self) -> AnyGeneration:
         """Start what was asked for, or what stands in for it. Raises as `GenerationService.open`."""
         if self._targets:
-            trouble = self._fallback.trouble(self.primary.host)
+            trouble = self._fallback.trouble(self.primary)
             if trouble is not None and self._counts(trouble):
-                self._fallback.wake(self.primary.host)
+                self._fallback.wake(self.primary)
                 found = await self._next()
                 if found is not None:
                     return found
         return await self._ask_primary()
 
-    def recovers(self, generation: Generation, error: OnegpuError) -> bool:
+    def recovers(self, generation: AnyGeneration, error: OnegpuError) -> bool:
         """Whether `instead` is to be asked: before the first token, where anybody may answer.
 
         After a target it always is: if nobody is left, it knows what the model itself said.
@@ -136,7 +156,7 @@ class Course:
             return True
         return bool(self._targets) and REASONS.get(error.code) in self._routes.reasons
 
-    async def instead(self, error: OnegpuError) -> Generation:
+    async def instead(self, error: OnegpuError) -> AnyGeneration:
         """Return what answers for a generation that failed before its first token, and is closed.
 
         Raises `error`, or what the model itself says, where nothing does.
@@ -152,7 +172,7 @@ class Course:
             return await self._ask_primary()
         raise self._error
 
-    async def begun(self) -> Generation:
+    async def begun(self) -> AnyGeneration:
         """Return a generation that has its first token, or has ended without one."""
         generation = await self.open()
         while True:
@@ -169,7 +189,7 @@ class Course:
                 generation.close()
                 raise
 
-    async def _ask_primary(self) -> Generation:
+    async def _ask_primary(self) -> AnyGeneration:
         self._at_primary = True
         try:
             return await self._open(self.primary)
@@ -190,7 +210,7 @@ class Course:
         self._reason = reason
         return True
 
-    async def _next(self) -> Generation | None:
+    async def _next(self) -> AnyGeneration | None:
         """Open the next target that can answer; None where there is none left."""
         while self._targets:
             target = self._stand_in(self._targets.popleft())
@@ -207,23 +227,33 @@ class Course:
             return generation
         return None
 
-    async def _open(self, served: Served) -> Generation:
-        generation = await self._service.open_on(served, self.spec)
+    async def _open(self, target: Target) -> AnyGeneration:
+        spec = self.spec
+        if spec.seconds is not None:
+            # Of what its client gives it, some may be gone with others.
+            spec = replace(
+                spec, seconds=spec.seconds - (self._service.clock.monotonic() - self._begun)
+            )
+        generation: AnyGeneration
+        if isinstance(target, Distant):
+            generation = ask(target, spec, self._service)
+        else:
+            generation = await self._service.open_on(target, spec)
         self._opened[:] = [generation]
         return generation
 
-    def _stand_in(self, name: str) -> Served | None:
+    def _stand_in(self, name: str) -> Target | None:
         """Return a target as it answers for the model; None where it cannot."""
         principal = self.spec.principal
-        target = self._service.router.named(name)
+        target = self._service.router.named(name, self._routes)
         if not principal.may_use(target.agent.names) or _is_bound_to_vocabulary(self.spec):
             return None
-        trouble = self._fallback.trouble(target.host)
+        trouble = self._fallback.trouble(target)
         reason = "" if trouble is None else REASONS[trouble.code]
         if reason not in ("", "loading") or (reason and self._reason in _PASSING):
             return None
-        agent = target.agent.limited(principal.limits)
-        return replace(target, agent=agent.standing_in(self.primary.agent))
+        agent = target.agent.limited(principal.limits).standing_in(self.primary.agent)
+        return replace(target, agent=agent)
 
 
 def _is_bound_to_vocabulary(spec: GenerationSpec) -> bool:

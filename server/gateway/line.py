@@ -74,6 +74,10 @@ class Line:
         self._lanes.append(lane)
         return lane
 
+    def close_lane(self, lane: Lane) -> None:
+        """Forget a lane that nobody holds a place of."""
+        self._lanes.remove(lane)
+
     def drain(self) -> None:
         """Refuse every later request."""
         self.draining = True

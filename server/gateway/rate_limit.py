@@ -146,7 +146,8 @@ class Grant:
         account.running -= 1
         account.refill(self._clock.monotonic())
         if account.tokens is not None:
-            account.tokens.put_back(max(0, self.reserved - (used or 0)))
+            # More than was reserved is owed: what others count is known at the end only.
+            account.tokens.put_back(self.reserved - (used or 0))
         if used is None and account.requests is not None:
             account.requests.put_back(1.0)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from server.core.errors import ModelNotFound
+from server.core.errors import InvalidRequest, ModelNotFound
 from server.gateway.agent import Agent
 from server.gateway.aliases import Alias, conversation_of
 from server.gateway.host import Host
 from server.gateway.principal import ANYBODY, Principal
 from server.gateway.prompter import Prompter
+from server.gateway.remote.model import Distant
 from server.gateway.spec import GenerationSpec
 
 _MOST_LISTED = 20
@@ -37,6 +39,12 @@ class Routes:
     """By the name that a model's answers carry: who stands in for it, in this order."""
     reasons: frozenset[str] = frozenset()
     """When somebody does, as `server.gateway.fallback.REASONS` has them."""
+    remotes: Mapping[str, Distant] = field(default_factory=dict)
+    """By name."""
+
+
+Target = Served | Distant
+"""What a name leads to."""
 
 
 class ModelRouter:
@@ -70,28 +78,48 @@ class ModelRouter:
         principal: Principal = ANYBODY,
         request: GenerationSpec | None = None,
     ) -> Served:
-        """Return what is served under `name` (None: the first), within the limits of `principal`.
+        """Return what this process serves under `name`. Raises as `find`, and `InvalidRequest`."""
+        found = self.find(name, principal, request)
+        if isinstance(found, Distant):
+            raise InvalidRequest(
+                f"The model {found.agent.name!r} is on another server: chat and completions "
+                "reach it, this endpoint does not.",
+                param="model",
+            )
+        return found
+
+    def find(
+        self,
+        name: str | None,
+        principal: Principal = ANYBODY,
+        request: GenerationSpec | None = None,
+    ) -> Target:
+        """Return what `name` leads to (None: the first served), within the limits of `principal`.
 
         `request`: whose conversation decides between several targets of an alias. Raises
         `ModelNotFound` with the nearest name that it may use, and `ModelNotAllowed`.
         """
-        if name is None:
-            served = self.default
-        elif (alias := self.routes.aliases.get(name)) is not None:
-            return self._behind(alias, principal, request)
-        else:
-            served = self._find(name, principal)
-        principal.require_model(served.agent.names, name or served.agent.name)
-        return _limited(served, principal)
+        routes = self.routes
+        found: Target | None = self.default if name is None else self._by_name.get(name)
+        if found is None and name is not None:
+            if (alias := routes.aliases.get(name)) is not None:
+                return self._behind(routes, alias, principal, request)
+            found = routes.remotes.get(name)
+        if found is None:
+            raise ModelNotFound(_advice(str(name), self._names(principal)), param="model")
+        principal.require_model(found.agent.names, name or found.agent.name)
+        return _limited(found, principal)
 
-    def named(self, name: str) -> Served:
-        """Return what is served under a name that is known to be, without any limits."""
-        return self._by_name[name]
+    def named(self, name: str, routes: Routes | None = None) -> Target:
+        """Return what a name that is known to be there leads to, without any limits."""
+        found = self._by_name.get(name)
+        return (routes or self.routes).remotes[name] if found is None else found
 
     def stand_ins(self, served: Served) -> list[Host]:
-        """Return the hosts of those that answer for a model, in their order."""
-        names = self.routes.fallbacks.get(served.agent.name, ())
-        return [self._by_name[name].host for name in names]
+        """Return the hosts that answer for a model, in their order."""
+        routes = self.routes
+        found = [self.named(name, routes) for name in routes.fallbacks.get(served.agent.name, ())]
+        return [one.host for one in found if isinstance(one, Served)]
 
     def usable(self, principal: Principal) -> list[Served]:
         """Return what `principal` may use, within its limits."""
@@ -99,23 +127,31 @@ class ModelRouter:
             _limited(one, principal) for one in self.served if principal.may_use(one.agent.names)
         ]
 
-    def aliases(self, principal: Principal) -> list[tuple[Alias, list[Served]]]:
+    def remotes(self, principal: Principal) -> list[Distant]:
+        """Return the remotes that `principal` may use, within its limits."""
+        found = self.routes.remotes.values()
+        return [_limited(one, principal) for one in found if principal.may_use(one.agent.names)]
+
+    def aliases(self, principal: Principal) -> list[tuple[Alias, list[Target]]]:
         """Return the aliases that `principal` may use, each with what it may get by them."""
-        found = [(alias, self._targets(alias, principal)) for alias in self.routes.aliases.values()]
+        routes = self.routes
+        found = [(one, self._targets(routes, one, principal)) for one in routes.aliases.values()]
         return [
-            (alias, [_limited(self._by_name[name], principal) for name in names])
+            (alias, [_limited(self.named(name, routes), principal) for name in names])
             for alias, names in found
             if names
         ]
 
-    def _behind(self, alias: Alias, principal: Principal, request: GenerationSpec | None) -> Served:
+    def _behind(
+        self, routes: Routes, alias: Alias, principal: Principal, request: GenerationSpec | None
+    ) -> Target:
         conversation = b"" if request is None else conversation_of(request)
-        chosen = alias.choose(self._targets(alias, principal), conversation)
+        chosen = alias.choose(self._targets(routes, alias, principal), conversation)
         if chosen is None:
             raise principal.refused(alias.name)
-        return _limited(self._by_name[chosen], principal)
+        return _limited(self.named(chosen, routes), principal)
 
-    def _targets(self, alias: Alias, principal: Principal) -> list[str]:
+    def _targets(self, routes: Routes, alias: Alias, principal: Principal) -> list[str]:
         """Return the targets that `principal` may use.
 
         Who may use the alias by its name may use what it stands for, by that name.
@@ -123,20 +159,23 @@ class ModelRouter:
         granted = principal.may_use((alias.name,))
         names = [name for name, _ in alias.targets]
         return [
-            name for name in names if granted or principal.may_use(self._by_name[name].agent.names)
+            name
+            for name in names
+            if granted or principal.may_use(self.named(name, routes).agent.names)
         ]
 
-    def _find(self, name: str, principal: Principal) -> Served:
-        found = self._by_name.get(name)
-        if found is None:
-            names = [name for one in self.usable(principal) for name in one.agent.names]
-            names += [alias.name for alias, _ in self.aliases(principal)]
-            raise ModelNotFound(_advice(name, names), param="model")
-        return found
+    def _names(self, principal: Principal) -> list[str]:
+        """Return every name that `principal` may ask for."""
+        usable: list[Target] = [*self.usable(principal), *self.remotes(principal)]
+        names = [name for one in usable for name in one.agent.names]
+        return names + [alias.name for alias, _ in self.aliases(principal)]
 
 
-def _limited(served: Served, principal: Principal) -> Served:
-    return replace(served, agent=served.agent.limited(principal.limits))
+AnyTarget = TypeVar("AnyTarget", Served, Distant, Target)
+
+
+def _limited(target: AnyTarget, principal: Principal) -> AnyTarget:
+    return replace(target, agent=target.agent.limited(principal.limits))
 
 
 def _advice(name: str, names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from server.core.clock import Clock
 from server.core.errors import ContextLengthExceeded, InvalidRequest, QueueFull
 from server.core.request import GenerationRequest, SamplingParams
+from server.gateway.agent import Agent
 from server.gateway.crash_record import CrashRecord, Trace, Unremembered
 from server.gateway.encoding import Encoded, encode
 from server.gateway.entitlement import cost, rate_limits, standing
@@ -22,7 +23,7 @@ from server.gateway.hosts import HostManager
 from server.gateway.line import Line
 from server.gateway.patience import TimeLimits
 from server.gateway.principal import Principal
-from server.gateway.rate_limit import RateLimiter, RateLimits, Window
+from server.gateway.rate_limit import Grant, RateLimiter, RateLimits, Window
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.spec import ChatPrompt, GenerationSpec
 from server.gateway.telemetry import NullTelemetry, Telemetry
@@ -71,7 +72,7 @@ class GenerationService:
         self.router = router
         self.hosts = hosts
         self.admission = admission
-        self._clock = clock
+        self.clock = clock
         self.engines = EngineWatch(clock, limits.stall_after)
         self._rate = RateLimiter(clock)
         self._telemetry = telemetry or NullTelemetry()
@@ -102,10 +103,10 @@ class GenerationService:
         self._check(served, spec)
         if (stalled := self.engines.stalled(served.host)) is not None:
             raise stalled
-        patience = self._patience(served, spec)
-        arrived = self._clock.monotonic()
+        patience = self.patience(served.agent, spec)
+        arrived = self.clock.monotonic()
         with contextlib.ExitStack() as undo:
-            grant = self._rate.take(spec.principal.key_id, self._limits_of(spec.principal))
+            grant = self.take(spec.principal)
             undo.callback(grant.release)
             ticket = self._admit(served, spec)
             undo.callback(ticket.release)
@@ -117,7 +118,7 @@ class GenerationService:
             lease.engine,
             served.host.lane,
             self._telemetry,
-            self._clock,
+            self.clock,
             patience,
             self.engines,
             arrived,
@@ -164,6 +165,10 @@ class GenerationService:
         """End the worker threads; nothing may be opened afterwards."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def take(self, principal: Principal) -> Grant:
+        """Let one request pass its key's limits. The caller must release it. Raises `RateLimited`."""
+        return self._rate.take(principal.key_id, self._limits_of(principal))
+
     def windows(self, principal: Principal) -> dict[str, Window]:
         """Return what is left of a key's limits: `requests`, `tokens`, where they are limited."""
         return self._rate.windows(principal.key_id, self._limits_of(principal))
@@ -174,7 +179,7 @@ class GenerationService:
     def _admit(self, served: Served, spec: GenerationSpec) -> Ticket:
         """Take places in the line. Where a load is what everybody waits for, a full line says so."""
         places = spec.n * len(spec.prompts)
-        deadline = None if spec.seconds is None else self._clock.monotonic() + spec.seconds
+        deadline = None if spec.seconds is None else self.clock.monotonic() + spec.seconds
         try:
             return served.host.lane.admit(
                 places,
@@ -187,10 +192,10 @@ class GenerationService:
                 raise
             raise self.hosts.loading(served.host) from None
 
-    def _patience(self, served: Served, spec: GenerationSpec) -> TimeLimits:
+    def patience(self, agent: Agent, spec: GenerationSpec) -> TimeLimits:
         """Return the time limits: the least of the server's, the agent's and the request's own."""
         limits, given = self.limits, spec.seconds
-        totals = [limits.total_timeout, served.agent.total_timeout]
+        totals = [limits.total_timeout, agent.total_timeout]
         queue = limits.connect_timeout if given is None else min(limits.connect_timeout, given)
         total = min((seconds for seconds in totals if seconds is not None), default=None)
         return TimeLimits(limits.read_timeout, max(0.0, queue), total, given)

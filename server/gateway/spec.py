@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,18 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class Forward:
+    """A request in the OpenAI form, for a server that takes no other."""
+
+    path: str
+    """`chat/completions` or `completions`."""
+    document: Callable[[], dict[str, Any]]
+    """Makes a copy of the body as the client sent it, checked already."""
+    stream: bool
+    """Whether the answer is to come piece by piece."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationSpec:
     """One API request: `n` choices for each prompt, numbered prompt by prompt."""
 
@@ -69,3 +81,5 @@ class GenerationSpec:
     """Equal for requests that say the same, whoever sends them; empty where there is no body."""
     fallback: bool = True
     """Whether another model may answer where this one cannot."""
+    forward: Forward | None = None
+    """The request for a remote; None: it has no form that a remote knows."""

@@ -59,7 +59,7 @@ def configure_logging(
     root.setLevel(level.upper())
     logging.getLogger(ACCESS).setLevel(logging.NOTSET if access_log else logging.WARNING)
     # They report every connection and chunk; at INFO and below that is noise, or worse: content.
-    for name in ("asyncio", "sse_starlette", "uvicorn", "httpx", "httpcore"):
+    for name in ("asyncio", "sse_starlette", "uvicorn", "httpx", "httpcore", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 

@@ -13,6 +13,7 @@ from server.settings.gateway import (
 from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.loading import Loaded, Override, load
 from server.settings.problems import Origin, Problem, SettingsError
+from server.settings.remotes import RemoteSettings
 from server.settings.schema import (
     EngineSettings,
     LoggingSettings,
@@ -35,6 +36,7 @@ __all__ = [
     "Override",
     "Problem",
     "RateLimitSettings",
+    "RemoteSettings",
     "RopeSettings",
     "ServedModelSettings",
     "ServerSettings",

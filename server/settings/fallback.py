@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from server.settings.values import ModelName, Section
 
-Reason = Literal["loading", "failed", "dead", "stalled", "gpu_memory", "queue_full"]
+Reason = Literal["loading", "failed", "dead", "stalled", "gpu_memory", "remote", "queue_full"]
 
 
 def _lists(value: object) -> object:
@@ -45,6 +45,6 @@ class FallbackSettings(Section):
         default_factory=dict, description="who answers for one model: MODEL: [TARGET, …], in order"
     )
     when: Annotated[tuple[Reason, ...], BeforeValidator(_reasons)] = Field(
-        ("loading", "failed", "dead", "stalled", "gpu_memory"),
+        ("loading", "failed", "dead", "stalled", "gpu_memory", "remote"),
         description="what a model must be for others to answer; queue_full is one more",
     )

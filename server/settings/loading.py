@@ -16,6 +16,7 @@ from server.settings.fields import entry_type, find, section_type, unknown_key
 from server.settings.messages import describe
 from server.settings.problems import KeyPath, Origin, Problem, SettingsError
 from server.settings.relations import Conflict, Conflicts
+from server.settings.remotes import fill_keys
 from server.settings.schema import Settings
 from server.settings.yaml_source import YamlFile
 
@@ -82,6 +83,8 @@ class _Merge:
             self._override(flag.path, flag.text, Origin("flag", flag.flag))
         for path, name, value in environment.hub_fallbacks(environ):
             self._fall_back(path, value, Origin("environment", name))
+        for path, message in fill_keys(self._values, environ):
+            self._problems.append(Problem(self._where(path), path, message))
         try:
             settings = Settings.model_validate(self._values)
         except ValidationError as error:

@@ -18,6 +18,7 @@ from server.settings.hosting import HubSettings, MemorySettings, ServedModelSett
 from server.settings.machine import physical_cores
 from server.settings.quantities import Duration, FilePath, Kind, Size
 from server.settings.relations import Conflicts, engine_conflicts, guard_conflicts
+from server.settings.remotes import RemoteSettings
 from server.settings.values import (
     AutoKvType,
     Cells,
@@ -250,6 +251,9 @@ class Settings(Section):
     aliases: Aliases = Field(
         default_factory=dict,
         description="names that stand for served ones: NAME: MODEL, or NAME: {MODEL: weight, …}",
+    )
+    remotes: dict[ModelName, RemoteSettings] = Field(
+        default_factory=dict, description="models of other servers, by the name they have here"
     )
     models_dir: FilePath = Field(
         Path("models"), description="where downloaded weights are kept and looked for"

@@ -45,6 +45,7 @@ def parts_of(stack: Stack, *preloaded: str) -> Parts:
         stack.answers,
         service,
         stack.guard,
+        stack.remotes,
         keys,
         stack.reporter,
         stack.health,

@@ -62,7 +62,7 @@ def fallback(text):
 def test_one_model_may_answer_for_all_others(tmp_path):
     found = routes(tmp_path, fallback("model: small"))
     assert found.fallbacks == dict.fromkeys(("qwen3:32b", "qwen2:7b", "docs"), ("small",))
-    assert found.reasons == {"loading", "failed", "dead", "stalled", "gpu_memory"}
+    assert found.reasons == {"loading", "failed", "dead", "stalled", "gpu_memory", "remote"}
 
 
 def test_lists_are_in_order_and_each_target_is_followed_by_its_own(tmp_path):

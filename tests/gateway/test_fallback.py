@@ -392,10 +392,10 @@ async def test_errors_that_a_caller_can_mend_are_the_models_own(trio):
 
 async def test_every_reason_is_one_that_a_model_can_have(trio):
     assert await who(trio, spec()) is None
-    host = trio.host(MODEL)
+    target, host = trio.service.router.default, trio.host(MODEL)
     found: list[Unavailable | None] = []
     trio.unloaded(MODEL)
-    found.append(trio.fallback.trouble(host))
+    found.append(trio.fallback.trouble(target))
     host.error, host.state = ModelFileError("x"), host.state.FAILED
-    found.append(trio.fallback.trouble(host))
+    found.append(trio.fallback.trouble(target))
     assert [type(one) for one in found] == [ModelLoading, ModelFailed]

@@ -322,7 +322,7 @@ class Later(SystemClock):
 
 def load_for(stack, seconds):
     """Let the way to the model take so long."""
-    clock = stack.service._clock = Later()
+    clock = stack.service.clock = Later()
     whole = stack.hosts.acquire
 
     async def acquire(host, patience):

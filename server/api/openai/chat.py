@@ -11,14 +11,17 @@ from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
 from server.api.keyed import respond
 from server.api.openai.head import AnswerHead, head_of
-from server.api.openai.streaming import open_whole, stream, whole
+from server.api.openai.remote import CHAT, RemoteStream, remote_whole
+from server.api.openai.streaming import Writer, open_whole, stream, told_of, whole
 from server.api.openai.wire import FINISH, encode
 from server.api.parts import Parts
 from server.api.schemas.chat import ChatRequest
 from server.core.events import Delta, Finished, SampledLogprobs
-from server.gateway.generation import Batch, Generation
+from server.gateway.fallback import AnyGeneration
+from server.gateway.generation import Batch
 from server.gateway.principal import Principal
-from server.gateway.spec import GenerationSpec
+from server.gateway.remote.generation import RemoteGeneration
+from server.gateway.spec import Forward, GenerationSpec
 
 
 def chat_router(parts: Parts) -> APIRouter:
@@ -34,7 +37,9 @@ def chat_router(parts: Parts) -> APIRouter:
         with_usage = body.include_usage()
         if body.stream:
 
-            def writer(generation: Generation) -> ChatStream:
+            def writer(generation: AnyGeneration) -> Writer:
+                if isinstance(generation, RemoteGeneration):
+                    return RemoteStream(parts, spec, generation, CHAT, with_usage=with_usage)
                 return ChatStream(head_of(parts, spec, generation), with_usage=with_usage)
 
             return await respond(
@@ -62,6 +67,7 @@ def _spec(
         ignore_eos=bool(body.ignore_eos),
         logprobs=body.top(),
         reuse_prefix=body.cache_prompt is not False,
+        forward=Forward("chat/completions", body.passed, stream=bool(body.stream)),
     )
     return spec, ignored
 
@@ -140,6 +146,9 @@ async def _answer(
 ) -> Response:
     """Generate all choices and return the whole answer."""
     generation = await open_whole(parts, request, spec)
+    if isinstance(generation, RemoteGeneration):
+        told = told_of(generation, headers)
+        return await remote_whole(parts, spec, generation, CHAT, told)
     try:
         head = head_of(parts, spec, generation)
         count = len(generation.choices)

@@ -12,14 +12,17 @@ from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
 from server.api.keyed import respond
 from server.api.openai.head import AnswerHead, head_of
-from server.api.openai.streaming import open_whole, stream, whole
+from server.api.openai.remote import LEGACY, RemoteStream, remote_whole
+from server.api.openai.streaming import Writer, open_whole, stream, told_of, whole
 from server.api.openai.wire import FINISH, LegacyLogprobs, encode
 from server.api.parts import Parts
 from server.api.schemas.completions import CompletionRequest
 from server.core.events import Delta, Finished, SampledLogprobs
+from server.gateway.fallback import AnyGeneration
 from server.gateway.generation import Batch, Generation
 from server.gateway.principal import Principal
-from server.gateway.spec import GenerationSpec, TextPrompt
+from server.gateway.remote.generation import RemoteGeneration
+from server.gateway.spec import Forward, GenerationSpec, TextPrompt
 
 
 def completions_router(parts: Parts) -> APIRouter:
@@ -35,7 +38,9 @@ def completions_router(parts: Parts) -> APIRouter:
         with_usage = body.include_usage()
         if body.stream:
 
-            def writer(generation: Generation) -> CompletionStream:
+            def writer(generation: AnyGeneration) -> Writer:
+                if isinstance(generation, RemoteGeneration):
+                    return RemoteStream(parts, spec, generation, LEGACY, with_usage=with_usage)
                 head = head_of(parts, spec, generation)
                 echo = _echo(spec, generation) if body.echo else None
                 return CompletionStream(head, echo, with_usage=with_usage)
@@ -68,6 +73,7 @@ def _spec(
         ignore_eos=bool(body.ignore_eos),
         logprobs=body.logprobs,
         reuse_prefix=body.cache_prompt is not False,
+        forward=Forward("completions", body.passed, stream=bool(body.stream)),
     )
     return spec, ignored
 
@@ -137,6 +143,9 @@ async def _answer(
 ) -> Response:
     """Generate all choices and return the whole answer."""
     generation = await open_whole(parts, request, spec)
+    if isinstance(generation, RemoteGeneration):
+        told = told_of(generation, headers)
+        return await remote_whole(parts, spec, generation, LEGACY, told)
     try:
         head = head_of(parts, spec, generation)
         count = len(generation.choices)

@@ -15,7 +15,8 @@ from server.core.errors import Unavailable
 from server.gateway.aliases import Alias
 from server.gateway.host import Host
 from server.gateway.hosts import dead
-from server.gateway.routing import Served
+from server.gateway.remote.model import UNKNOWN, Distant
+from server.gateway.routing import Served, Target
 
 
 def models_router(parts: Parts) -> APIRouter:
@@ -29,6 +30,7 @@ def models_router(parts: Parts) -> APIRouter:
         router, principal = parts.service.router, principal_of(request)
         served = router.usable(principal)
         cards = [_card(parts, one, name) for one in served for name in one.agent.names]
+        cards += [remote_card(one) for one in router.remotes(principal)]
         cards += [_alias_card(parts, *found) for found in router.aliases(principal)]
         return {"object": "list", "data": cards}
 
@@ -39,7 +41,7 @@ def models_router(parts: Parts) -> APIRouter:
         for alias, targets in router.aliases(principal):
             if alias.name == model:
                 return _alias_card(parts, alias, targets)
-        return _card(parts, router.pick(model, principal), model)
+        return _target_card(parts, router.find(model, principal), model)
 
     @router.post("/models/load")
     async def load(request: Request) -> dict[str, Any]:
@@ -109,10 +111,34 @@ def _card(parts: Parts, served: Served, name: str) -> dict[str, Any]:
     return card
 
 
-def _alias_card(parts: Parts, alias: Alias, targets: Sequence[Served]) -> dict[str, Any]:
+def _target_card(parts: Parts, target: Target, name: str) -> dict[str, Any]:
+    if isinstance(target, Distant):
+        return {**remote_card(target), "id": name}
+    return _card(parts, target, name)
+
+
+def remote_card(distant: Distant) -> dict[str, Any]:
+    """Describe a model on another server; where that is, and what it is called there, is not told."""
+    agent, remote = distant.agent, distant.remote
+    failure = remote.failure()
+    return {
+        "id": agent.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "remote",
+        "state": "ready" if failure is None else "failed",
+        "context_window": agent.n_ctx if agent.n_ctx < UNKNOWN else None,
+        "max_tokens": remote.limits.max_tokens,
+        "slots": remote.lane.slots,
+        "error": None if failure is None else failure.message,
+    }
+
+
+def _alias_card(parts: Parts, alias: Alias, targets: Sequence[Target]) -> dict[str, Any]:
     """Describe an alias by its first target, and by the least context that a request may meet."""
-    card = _card(parts, targets[0], alias.name)
-    card["context_window"] = min(one.agent.n_ctx for one in targets)
+    card = _target_card(parts, targets[0], alias.name)
+    least = min(one.agent.n_ctx for one in targets)
+    card["context_window"] = least if least < UNKNOWN else None
     weights = dict(alias.targets)
     card["alias_of"] = {
         name: weights[name] for one in targets for name in one.agent.names if name in weights

@@ -8,18 +8,17 @@ from collections.abc import Coroutine
 from typing import Any
 
 from server.core.errors import OnegpuError
-from server.gateway.fallback import Course
-from server.gateway.generation import Generation
+from server.gateway.fallback import AnyGeneration, Course
 
 
 class Opening:
     """Opens a generation in a task of its own, so that a stream can talk meanwhile."""
 
-    def __init__(self, work: Coroutine[Any, Any, Generation]) -> None:
+    def __init__(self, work: Coroutine[Any, Any, AnyGeneration]) -> None:
         """Begin `work`. Whoever makes this must see to `close`, however it ends."""
         self._task = asyncio.create_task(work)
 
-    async def within(self, seconds: float) -> Generation | None:
+    async def within(self, seconds: float) -> AnyGeneration | None:
         """Return the generation, or None if it is not open after so long. Raises what `work` does.
 
         Cancelled while waiting, it closes.
@@ -42,7 +41,7 @@ class Opening:
             _end(self._task)
 
 
-def _end(task: asyncio.Task[Generation]) -> None:
+def _end(task: asyncio.Task[AnyGeneration]) -> None:
     if not task.cancelled() and task.exception() is None:
         task.result().close()
 
@@ -53,12 +52,12 @@ class Feed:
     def __init__(self, course: Course) -> None:
         """Nothing begins before `start`. Whoever makes this must see to `close`."""
         self.course = course
-        self.generation: Generation | None = None
+        self.generation: AnyGeneration | None = None
         """None while it is being opened."""
         self._opening: Opening | None = None
 
     @property
-    def opened(self) -> Generation:
+    def opened(self) -> AnyGeneration:
         """The generation, once there is one."""
         if self.generation is None:
             message = "nothing is open yet"
@@ -82,7 +81,7 @@ class Feed:
                 self.replace(error)
         return False
 
-    async def within(self, seconds: float) -> Generation | None:
+    async def within(self, seconds: float) -> AnyGeneration | None:
         """Return the generation, or None if it is not open after so long. Raises what opening does."""
         if self.generation is None and self._opening is not None:
             self.generation = await self._opening.within(seconds)

@@ -23,8 +23,8 @@ from server.api.record import RequestRecord, record_of
 from server.api.sse import EventStream
 from server.core.errors import OnegpuError
 from server.gateway.answers import Passing
-from server.gateway.fallback import Course
-from server.gateway.generation import Batch, Generation
+from server.gateway.fallback import AnyGeneration, Course
+from server.gateway.remote.generation import RemoteGeneration
 from server.gateway.spec import GenerationSpec
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ DONE = b"data: [DONE]\n\n"
 class Writer(Protocol):
     """Turns events to chunks."""
 
-    def write(self, batch: Batch) -> bytes:
+    def write(self, batch: Any) -> bytes:
         """Return the chunks for a batch; may be empty."""
         ...
 
@@ -44,10 +44,10 @@ class Writer(Protocol):
         ...
 
 
-MakeWriter = Callable[[Generation], Writer]
+MakeWriter = Callable[[AnyGeneration], Writer]
 
 
-async def open_whole(parts: Parts, request: Request, spec: GenerationSpec) -> Generation:
+async def open_whole(parts: Parts, request: Request, spec: GenerationSpec) -> AnyGeneration:
     """Open what an answer that is no stream is made of: it has its first token already."""
     return await _course(parts, request, spec).begun()
 
@@ -58,8 +58,9 @@ def whole(
     """Return an answer that is no stream."""
     body = {**head.fields, "object": kind, "choices": choices, "usage": head.usage()}
     content = encode({**body, **head.extension}).encode("utf-8", "replace")
-    told = {**headers, **_told(head.generation)}
-    return Response(content, headers=told, media_type="application/json")
+    return Response(
+        content, headers=told_of(head.generation, headers), media_type="application/json"
+    )
 
 
 async def stream(
@@ -84,10 +85,10 @@ async def stream(
     except BaseException:
         feed.close()
         raise
-    told = {} if generation is None else _told(generation)
+    told = headers if generation is None else told_of(generation, headers)
     body = _body(parts, record_of(request), feed, writer, chunks, first=first)
     pause = parts.limits.write_timeout
-    return EventStream(body, feed.close, send_timeout=pause, headers={**headers, **told})
+    return EventStream(body, feed.close, send_timeout=pause, headers=told)
 
 
 def _course(parts: Parts, request: Request, spec: GenerationSpec) -> Course:
@@ -157,15 +158,17 @@ def _failure(record: RequestRecord, error: Exception) -> bytes:
     return refusal.event()
 
 
-def _told(generation: Generation) -> dict[str, str]:
-    """Return the headers that say what became of the request."""
-    told = fallback_headers(generation.stand_in)
+def told_of(generation: AnyGeneration, headers: Mapping[str, str]) -> dict[str, str]:
+    """Return `headers` with those that say what became of the request."""
+    told = {**headers, **fallback_headers(generation.stand_in)}
+    if isinstance(generation, RemoteGeneration):
+        told.pop("x-ignored-fields", None)  # it was sent the whole body
     if dropped := generation.dropped_turns:
         told["x-onegpu-dropped-turns"] = str(dropped)
     return told
 
 
-def _comment(generation: Generation) -> bytes:
+def _comment(generation: AnyGeneration) -> bytes:
     """Tell the place in the line, or just that the server is at work."""
     status = generation.queue_status()
     if status is None:
@@ -176,8 +179,8 @@ def _comment(generation: Generation) -> bytes:
 
 def _waiting(parts: Parts, course: Course) -> bytes:
     """Tell how far the model is, as long as it is loaded."""
-    host = course.primary.host
-    if host.open:
+    host = course.loading
+    if host is None:
         return Passing(b": processing\n\n")
     left = parts.service.hosts.loading(host).retry_after or 0
     return Passing(f": loading {host.progress():.0%}, about {max(1, round(left))} s\n\n".encode())

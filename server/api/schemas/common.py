@@ -154,6 +154,10 @@ class GenerationFields(SamplingFields):
             )
         return bool(self.stream_options.include_usage)
 
+    def passed(self) -> dict[str, Any]:
+        """Return the body as it was sent, for another server: what nobody here knows is in it."""
+        return self.model_dump(exclude_unset=True)
+
     def leftover(self, *, strict: bool) -> list[str]:
         """Return the fields that have no effect. Raises `InvalidRequest` for those that matter.
 
