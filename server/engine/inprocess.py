@@ -106,7 +106,7 @@ class InProcessEngine:
 
     def abandon(self) -> None:
         """Give up on a thread that does not end: every stream still open ends with `Draining`."""
-        self._close()
+        self._end_streams()
 
     async def wait_loaded(self) -> None:
         """Wait for the model. Raises what kept it from loading."""
@@ -227,7 +227,7 @@ class InProcessEngine:
     def _notify(self, state: EngineState) -> None:
         if self._loop is not None:
             ready = state is EngineState.READY
-            self._loop.call_soon_threadsafe(self._loaded.set if ready else self._close)
+            self._loop.call_soon_threadsafe(self._loaded.set if ready else self._ended)
 
     # On the event loop
 
@@ -244,8 +244,13 @@ class InProcessEngine:
                 del self._streams[request_id]
             stream.push(event)
 
-    def _close(self) -> None:
-        """The thread is gone: nobody may wait for it, nor come in while those who did are told."""
+    def _ended(self) -> None:
+        """The thread is gone."""
+        self._end_streams()
+        self._stopped.set()
+
+    def _end_streams(self) -> None:
+        """Nobody may wait for the thread any more, nor come in while those who did are told."""
         self._closed = True
         error = self._engine.error or Draining(
             "The server shut down before the answer was complete."
@@ -257,4 +262,3 @@ class InProcessEngine:
         self._streams.clear()
         self._waiting.clear()
         self._loaded.set()
-        self._stopped.set()

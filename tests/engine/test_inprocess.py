@@ -236,8 +236,13 @@ async def test_streams_end_even_when_the_engine_does_not():
     events = await collect(stream)
     assert isinstance(events[-1], Failed)
     assert isinstance(events[-1].error, Draining)
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0)
+    assert not stopping.done()  # it is still in its step, and tells its event loop when it ends
     backend.allowed.release(100)
-    await engine.stop()
+    async with asyncio.timeout(30):
+        await stopping
+    assert backend.closed
     assert await stream.next_events() == []
 
 
