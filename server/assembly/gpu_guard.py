@@ -28,7 +28,8 @@ def build_guard(settings: Settings, memory: Memory, hosts: HostManager, clock: C
         log.info("GPU guard: off: %s", off)
         return GpuGuard((), clock, hosts.expire, off)
     name = f"{memory.gpu_name} ({memory.gpu_bus_id})"
-    card = WatchedCard(memory.gpu_bus_id, name, CardGuard(limits, clock.monotonic()), on_card)
+    guard = CardGuard(limits, clock.monotonic())
+    card = WatchedCard(memory.gpu_bus_id, name, guard, on_card, memory.cuda_context)
     log.info("GPU guard: on for %s. %s", name, _rule(limits))
     return GpuGuard((card,), clock, hosts.expire)
 

@@ -45,8 +45,8 @@ class Pulse:
             await asyncio.sleep(min(_SECONDS, self._health.limits.stall_after / 4))
 
     def _beat(self) -> None:
-        page, live = self._page, self._health.live()
+        page, verdict = self._page, self._health.fatal()
         page.stall_after = self._health.limits.stall_after
         page.progress = self._first.progress()
-        page.fault = "" if live.ok else live.message
+        page.fault = "" if verdict.ok else verdict.message
         page.beats += 1

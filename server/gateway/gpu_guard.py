@@ -17,6 +17,7 @@ enough: one way and back per episode, however noisy it is.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,15 @@ class Share:
     """Of models that are loaded."""
     coming: int = 0
     """Of those that are being loaded."""
+    context: int = 0
+    """What CUDA takes for the process beside them, from the first load on."""
+    loads: int = 0
+    """How many have ended so far."""
+
+    @property
+    def whole(self) -> int:
+        """All that is planned for."""
+        return self.context + self.settled + self.coming
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +112,7 @@ class CardGuard:
         """Why the last read failed; empty: it did not."""
         self._seen_at = now
         self._clear_since: float | None = None
-        self._own_before = 0
+        self._loaded_at = -math.inf
         self._left = limits.reserve
 
     @property
@@ -121,17 +131,12 @@ class CardGuard:
 
     def observe(self, sample: Sample, share: Share) -> None:
         """Take a sample, with the plan as it stands."""
-        before, self.share, self.sample = self.share, share, sample
+        if share.loads != self.share.loads:
+            self._loaded_at = sample.at
+        self.share, self.sample = share, sample
         self._seen_at, self.failure = sample.at, ""
-        if not share.coming:
-            self._own_before = sample.own or 0
-        free = sample.free - self._owed(sample, share)
-        self.headroom = free
-        if not share.coming and share.settled > before.settled:
-            # What a load left free is so by design, or by a plan that was a little wrong. To hold
-            # the line for that would be for ever, since nobody else could give it back.
-            self._left = 0
-        self._left = max(self._left, min(self.limits.reserve, free))
+        free = self.headroom = sample.free - _owed(sample, share)
+        self._left = self._left_by_design(sample, share)
         if self.limits.rule == "used":
             free = sample.free
         self._step(sample.at, tight=free < self.low, clear=free >= self.high)
@@ -156,11 +161,18 @@ class CardGuard:
             return max(0.0, self._clear_since + self.limits.settle - now)
         return max(now - self.since, self.limits.settle)
 
-    def _owed(self, sample: Sample, share: Share) -> int:
-        """Bytes that a load has yet to take; where the driver does not tell, none are counted twice."""
-        if not share.coming or sample.own is None:
-            return 0
-        return max(0, share.coming - max(0, sample.own - self._own_before))
+    def _left_by_design(self, sample: Sample, share: Share) -> int:
+        """Return what is free of the reserve if nobody else takes any of it.
+
+        A plan may have been a little wrong. To hold the line for that would be for ever, since
+        nobody else could give it back. Where the driver does not tell, all that is taken until
+        shortly after a load counts as the load's.
+        """
+        reserve = self.limits.reserve
+        if sample.own is not None:
+            return max(0, reserve - max(0, sample.own - share.whole))
+        recent = sample.at - self._loaded_at <= self.limits.settle
+        return max(0 if recent else self._left, min(reserve, sample.free))
 
     def _scaled(self, threshold: int) -> int:
         """Less is left by design than was planned: the thresholds shrink with it."""
@@ -193,3 +205,13 @@ class CardGuard:
             self.since = now
         self.state = state
         self.transitions[state] += 1
+
+
+def _owed(sample: Sample, share: Share) -> int:
+    """Bytes that a load has yet to take; where the driver does not tell, none are counted twice.
+
+    Models that took less than was planned for them let it seem a little more, within their plans.
+    """
+    if not share.coming or sample.own is None:
+        return 0
+    return min(share.context + share.coming, max(0, share.whole - sample.own))

@@ -33,12 +33,15 @@ class WatchedCard:
     name: str
     guard: CardGuard
     hosts: tuple[Host, ...]
+    context: int = 0
+    """Bytes that CUDA takes beside the models, once."""
 
     def share(self) -> Share:
         """What its models take by plan, now."""
         coming = sum(h.spec.footprint.gpu for h in self.hosts if h.state is HostState.LOADING)
         loaded = sum(h.spec.footprint.gpu for h in self.hosts if h.loaded)
-        return Share(settled=loaded - coming, coming=coming)
+        loads = sum(h.loads for h in self.hosts)
+        return Share(loaded - coming, coming, self.context, loads)
 
     def told(self) -> str:
         """Say how it stands, for people."""
@@ -63,7 +66,8 @@ class GpuGuard:
         self.off = off
         self._clock = clock
         self._opened = opened
-        self._heard_at = clock.monotonic()
+        self._heard_at = self._looked_at = clock.monotonic()
+        self._pause = self._silence / 4
 
     def observe(self, readings: Readings) -> None:
         """Take what was read off the cards."""
@@ -73,20 +77,28 @@ class GpuGuard:
             if reading is not None:
                 self._move(card, reading)
 
+    @property
+    def _silence(self) -> float:
+        return max((card.guard.limits.silence for card in self.cards), default=0.0)
+
     def tick(self) -> None:
         """Look for cards of which nothing was heard."""
+        now = self._clock.monotonic()
+        late, self._looked_at = now - self._looked_at > 2 * self._pause, now
+        if late:  # this process stood still, and whoever reads the cards with it
+            return
         for card in self.cards:
             self._move(card, None)
 
     async def watch(self) -> None:
         """Call `tick` every now and then, until cancelled. Returns at once where there are no cards."""
         while self.cards:
-            await asyncio.sleep(min(card.guard.limits.silence for card in self.cards) / 4)
+            await asyncio.sleep(self._pause)
             self.tick()
 
     def beat(self) -> Beat:
         """Tell when a read last ended, with whatever outcome."""
-        return Beat(self._heard_at, bool(self.cards), _STILL_SECONDS)
+        return Beat(self._heard_at, bool(self.cards), max(_STILL_SECONDS, self._silence))
 
     def reason(self, host: Host) -> GpuMemoryShort | None:
         """Say why a new request for `host` would be sent away; None: it would not."""

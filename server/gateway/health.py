@@ -51,7 +51,7 @@ class Health:
         self._admission = admission
         self._engines = EngineWatch(clock, limits.stall_after)
         self._guard = guard
-        self.watchdog.watch("the GPU guard", guard.beat)
+        self.watchdog.watch("the GPU guard", guard.beat, vital=False)
 
     def live(self) -> Verdict:
         """Fail when only a restart helps: engines are dead, or something stands still.
@@ -59,7 +59,18 @@ class Health:
         Of the engines it takes the first model's, or all: while others answer, a restart would cut
         them. What happened to one is told in the message.
         """
-        engines, others = self._live_engines(), self.watchdog.faults()
+        return self._judge(self.watchdog.faults())
+
+    def fatal(self) -> Verdict:
+        """As `live`, but for parts without which requests are answered all the same.
+
+        Nobody ends a process that serves for the sake of these. A driver that hangs, say: the next
+        process could not even begin.
+        """
+        return self._judge(self.watchdog.faults(vital=True))
+
+    def _judge(self, others: dict[str, str]) -> Verdict:
+        engines = self._live_engines()
         if not others:
             return engines
         told = [engines.message] if not engines.ok else []
@@ -100,9 +111,9 @@ class Health:
 
         A model that is loaded on demand later on keeps its requests in line, so it is no reason.
         """
-        live = self.live()
-        if not live.ok:
-            return live
+        fatal = self.fatal()
+        if not fatal.ok:
+            return fatal
         host = self._default
         status, held = host.status(), host.lane.held
         if host.loads == 0 and host.state is not HostState.READY:

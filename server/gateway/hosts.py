@@ -130,6 +130,7 @@ class HostManager:
         self._line.clear()
         engines = [host.engine for host in self.hosts if host.engine is not None]
         await asyncio.gather(*(engine.stop() for engine in engines))
+        self._end_holds()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def abandon(self) -> None:
@@ -137,6 +138,12 @@ class HostManager:
         for host in self.hosts:
             if host.engine is not None:
                 host.engine.abandon()
+        self._end_holds()
+
+    def _end_holds(self) -> None:
+        """Let who is held go on to an engine that has ended, which tells them so."""
+        for host in self.hosts:
+            host.hold(None)
 
     async def _wait(self, host: Host, patience: float | None, *, holds: bool) -> Lease | None:
         self._refuse(host)

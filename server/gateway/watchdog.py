@@ -20,16 +20,20 @@ class Watchdog:
     def __init__(self, clock: Clock) -> None:
         """Nobody is watched at first."""
         self._clock = clock
-        self._beats: dict[str, Callable[[], Beat]] = {}
+        self._beats: dict[str, tuple[Callable[[], Beat], bool]] = {}
 
-    def watch(self, name: str, beat: Callable[[], Beat]) -> None:
-        """Look after a part; `name` is told to people: `the store's writer`. `beat` must not block."""
-        self._beats[name] = beat
+    def watch(self, name: str, beat: Callable[[], Beat], *, vital: bool = True) -> None:
+        """Look after a part; `name` is told to people: `the store's writer`. `beat` must not block.
 
-    def faults(self) -> dict[str, str]:
-        """Return who stands still with work to do, each with what to tell of it."""
+        `vital`: whether requests need it.
+        """
+        self._beats[name] = beat, vital
+
+    def faults(self, *, vital: bool = False) -> dict[str, str]:
+        """Return who stands still with work to do, each with what to tell of it; all, or the vital."""
         now = self._clock.monotonic()
-        found = {name: beat().still(now) for name, beat in self._beats.items()}
+        beats = {name: beat for name, (beat, needed) in self._beats.items() if needed or not vital}
+        found = {name: beat().still(now) for name, beat in beats.items()}
         return {
             name: f"{name[:1].upper()}{name[1:]} has work but has not got on for {still:.0f} s."
             for name, still in found.items()

@@ -261,6 +261,7 @@ async def test_it_watches_the_card_that_was_planned_for_and_the_models_on_it(mac
     watch.cancel()
     assert (card.guard.sample.total, card.guard.sample.own) == (8 * GIB, 6 * GIB)
     assert card.guard.share.settled == 6 * GIB
+    assert card.guard.share.context == ON_CARD.cuda_context > 0
 
 
 def test_limits_come_from_the_settings():

@@ -155,7 +155,7 @@ async def test_a_full_card_hands_over_to_what_is_not_on_it(trio):
 
 
 async def test_the_guard_of_the_card_is_asked():
-    trio = Trio(gpu=GuardLimits(hold=10.0))
+    trio = Trio(gpu=GuardLimits(rule="used", hold=10.0))
     trio.fallback._shedding = trio.guard.reason
     held: list[StandIn | None] = []
     for at in (0.0, 11.0):

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from server.core.errors import GpuMemoryShort, QueueFull
+from server.core.clock import SystemClock
+from server.core.errors import Draining, GpuMemoryShort, QueueFull
+from server.engine.inprocess import InProcessEngine
 from server.gateway.gpu_guard import CardGuard, GuardLimits, GuardState, Sample, Share
 from server.gateway.gpu_shedding import GpuGuard, WatchedCard
 from server.gateway.memory import Footprint
 from server.gateway.spec import GenerationSpec, TextPrompt
 from server.gateway.ticket import Hold
+from tests.factories import ScriptedBackend, make_limits
 from tests.fakes import FakeEngine
 from tests.gateway.hosting import House, settle
 from tests.gateway.lining import Desk
@@ -191,11 +194,11 @@ async def test_the_planned_share_follows_what_is_loaded_and_unloaded():
     assert shares == [
         (Share(), 8 * GIB),
         (Share(coming=2 * GIB), 6 * GIB),
-        (Share(2 * GIB), 6 * GIB),
-        (Share(2 * GIB, coming=3 * GIB), 3 * GIB),
-        (Share(5 * GIB), 3 * GIB),
-        (Share(5 * GIB), 3 * GIB),  # what is being unloaded counts until it is gone
-        (Share(3 * GIB), 5 * GIB),
+        (Share(2 * GIB, loads=1), 6 * GIB),
+        (Share(2 * GIB, coming=3 * GIB, loads=1), 3 * GIB),
+        (Share(5 * GIB, loads=2), 3 * GIB),
+        (Share(5 * GIB, loads=2), 3 * GIB),  # what is being unloaded counts until it is gone
+        (Share(3 * GIB, loads=2), 5 * GIB),
     ]
     await card.stop()
 
@@ -249,13 +252,33 @@ async def test_a_card_that_is_lost_lets_go_and_says_why():
     card = Watched()
     card.see(100 * MIB, 12)
     card.all.observe({CARD: "GPU is lost"})
-    card.house.clock.advance(5)
-    card.all.tick()
+    for _ in range(5):
+        card.house.clock.advance(1)
+        card.all.tick()
     assert card.guard.state is GuardState.BLIND
     assert card.house.hosts["a"].lane.held is None
     assert "cannot be read (GPU is lost); nothing is held back" in card.all.message()
     assert card.see(1 * GIB) is GuardState.OPEN
     assert card.guard.transitions[GuardState.BLIND] == 1
+
+
+async def test_a_process_that_stood_still_itself_has_not_lost_the_card():
+    card = Watched()
+    card.see(100 * MIB)
+    card.house.clock.advance(30)  # frozen, or a callback that took so long
+    card.all.tick()
+    assert card.house.hosts["a"].lane.held is not None
+    for _ in range(5):
+        card.house.clock.advance(1)
+        card.all.tick()
+    assert card.guard.state is GuardState.BLIND
+
+
+async def test_a_guard_that_looks_seldom_does_not_stand_still():
+    card = Watched()
+    assert card.all.beat().limit == 60.0
+    card.guard.limits = replace(card.guard.limits, silence=600.0)
+    assert card.all.beat().limit == 600.0
 
 
 async def test_one_who_waited_too_long_in_a_hold_is_told_of_memory_not_of_slots():
@@ -288,4 +311,26 @@ async def test_silence_of_a_held_engine_cuts_nobody():
         pass
     assert generation.complete
     generation.close()
+    stack.service.shutdown()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_who_is_held_when_the_server_ends_is_told_so(ends):
+    limits = make_limits()
+    engine = InProcessEngine(lambda _: ScriptedBackend(limits), limits, SystemClock())
+    engine.start()
+    await engine.wait_loaded()
+    stack = Stack(engine=FakeEngine(slots=limits.slots, n_ctx=limits.n_ctx))
+    host = stack.hosts.hosts[0]
+    host.engine = engine
+    host.hold(WAIT)
+    waiting = await stack.service.open(GenerationSpec("id", MODEL, (TextPrompt("hello"),)))
+    if ends:
+        await stack.hosts.stop()
+    else:
+        stack.hosts.abandon()
+    with pytest.raises(Draining):
+        await waiting.first_events(5)
+    waiting.close()
+    await engine.stop()
     stack.service.shutdown()

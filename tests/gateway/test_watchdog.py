@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 
 import pytest
 
+from server.assembly.pulse import Pulse
 from server.core.beat import Beat, Jobs
 from server.core.errors import EngineStalled
 from server.engine.interface import EngineState
-from server.gateway.gpu_shedding import GpuGuard
+from server.gateway.gpu_guard import CardGuard, GuardLimits
+from server.gateway.gpu_shedding import GpuGuard, WatchedCard
 from server.gateway.health import Health, HealthLimits
 from server.gateway.hosts import HostManager
 from server.gateway.line import Line, LineLimits
@@ -17,8 +21,9 @@ from server.gateway.memory import Budget
 from server.gateway.spec import GenerationSpec, TextPrompt
 from server.gateway.watchdog import Watchdog
 from server.store.connection import open_database
+from server.supervisor.page import Page, shared_file
 from tests.fakes import FakeClock, FakeEngine
-from tests.serving import MODEL, Stack, adopted
+from tests.serving import CARD, MODEL, Stack, adopted
 
 
 def test_standing_still_takes_work_and_time():
@@ -92,6 +97,27 @@ def test_health_names_the_part_that_stands_still(house):
         assert health.live().message.startswith("The loop raised. The store's writer")
         engine.state = EngineState.READY
     assert health.live().ok
+
+
+def test_a_guard_that_stands_still_is_told_and_is_no_reason_to_end_what_serves(house):
+    health, engine, clock = house
+    card = WatchedCard(CARD, "card", CardGuard(GuardLimits(), clock.now), ())
+    guard = GpuGuard((card,), clock, health._hosts.expire)
+    health = Health(health._hosts, health._default, health._admission, guard, health.limits, clock)
+    clock.advance(61)
+    descriptor = shared_file("page", Page.SIZE)
+    with contextlib.closing(Page(descriptor)) as page:
+        os.close(descriptor)
+        pulse = Pulse(page, health, health._default)
+        assert health.live().message.startswith("The GPU guard has work but has not got on for")
+        assert health.ready().ok
+        assert page.fault == ""  # what the supervisor goes by
+        engine.has_work = True
+        clock.advance(31)
+        pulse._beat()
+        assert page.fault.startswith("The engine has work but has not finished a step")
+        assert "GPU guard" not in page.fault
+        assert "GPU guard" in health.live().message
 
 
 def test_nobody_is_watched_at_first():
