@@ -48,17 +48,15 @@ class TurnstileMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if not _generates(scope) or not _is_small(scope):
+        if not _generates(scope) or not _is_small(scope) or self._replays(scope):
             await self.app(scope, receive, send)
             return
         principal = scope[PRINCIPAL]
         try:
             self.service.turn_away(principal)
         except OnegpuError as error:
-            refusal = None if self._replays(scope) else refuse(error)
+            refusal = refuse(error)
         else:
-            refusal = None
-        if refusal is None:
             await self.app(scope, receive, send)
             return
         record: RequestRecord = scope[RECORD]

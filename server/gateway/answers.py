@@ -48,12 +48,14 @@ class AnswerLimits:
 class Answer(Generic[Head]):
     """One answer, as far as it is written. Belongs to the event loop."""
 
-    def __init__(self, fingerprint: bytes) -> None:
+    def __init__(self, name: Id, fingerprint: bytes) -> None:
         """`fingerprint`: of the request that it answers."""
+        self.name = name
         self.fingerprint = fingerprint
         self.head: Head | None = None
         """What comes before the first byte; None while it is open which one."""
-        self.data = bytearray()
+        self.data: bytearray | bytes = bytearray()
+        """Bytes once it has ended, so that all who read it whole have the same ones."""
         self.passing: tuple[int, bytes] = (0, b"")
         """Number and text of the last passing part."""
         self.error: str | None = None
@@ -82,7 +84,7 @@ class Answer(Generic[Head]):
 
     def end(self) -> None:
         """Nothing comes any more."""
-        self.ended = True
+        self.ended, self.data = True, bytes(self.data)
         self._tell()
 
     async def change(self) -> None:
@@ -212,9 +214,9 @@ class AnswerKeeper(Generic[Head]):
             self._abandon(answer)
 
     def _begin(self, name: Id, fingerprint: bytes, work: Work[Head]) -> Answer[Head]:
-        answer = self._answers[name] = Answer[Head](fingerprint)
+        answer = self._answers[name] = Answer[Head](name, fingerprint)
         answer.task = asyncio.create_task(work(answer))
-        answer.task.add_done_callback(functools.partial(self._ended, name, answer))
+        answer.task.add_done_callback(functools.partial(self._ended, answer))
         return answer
 
     def _left(self, answer: Answer[Head]) -> None:
@@ -233,18 +235,24 @@ class AnswerKeeper(Generic[Head]):
         if answer.ended or answer.task is None:
             return
         self.counters["abandoned"] += 1
-        self._answers = {name: one for name, one in self._answers.items() if one is not answer}
+        del self._answers[answer.name]
         answer.task.cancel()
 
-    def _ended(self, name: Id, answer: Answer[Head], task: asyncio.Task[None]) -> None:
+    def _ended(self, answer: Answer[Head], task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("An answer could not be written", exc_info=error)
         _stop_timer(answer)
         answer.end()
+        name = answer.name
         if self._answers.get(name) is not answer:
             return
         if not answer.worth_keeping:
             del self._answers[name]
+            return
+        if len(answer.data) > self.limits.size:
+            # It alone: all others would have to go for it, and then it as well.
+            del self._answers[name]
+            self.counters["dropped"] += 1
             return
         self._complete[name] = self._clock.monotonic() + self.limits.lifetime
         self.size += len(answer.data)

@@ -1,4 +1,4 @@
-"""Which of the parts that work on their own stand still: engines, the store's writer, the guard."""
+"""Which of the parts that work on their own stand still: engines, the GPU guard, others made known."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from server.core.errors import EngineDead, GenerationFailed, QueueFull
+from server.core.errors import EngineDead, GenerationFailed, InvalidApiKey, QueueFull
 from server.gateway.answers import AnswerLimits
 from server.gateway.principal import Principal
 from server.gateway.rate_limit import RateLimits
@@ -160,7 +160,8 @@ async def test_another_body_or_endpoint_under_the_key_is_422():
         async with asking(stack, BODY) as task:
             assert (await task).status_code == 200
         other = {**BODY, "seed": 1}
-        for body, path in ((other, CHAT), ({"model": MODEL, "prompt": "a"}, "/v1/completions")):
+        legacy = {"model": MODEL, "prompt": "a"}
+        for body, path in ((other, CHAT), (STREAM, CHAT), (legacy, "/v1/completions")):
             async with asking(stack, body, path) as task:
                 answer = await task
                 error = json.loads(await answer.aread())["error"]
@@ -172,7 +173,7 @@ async def test_another_body_or_endpoint_under_the_key_is_422():
             with pytest.raises(openai.UnprocessableEntityError):
                 await client.chat.completions.create(**other, extra_headers=KEY)
     assert len(stack.engine.requests) == 1
-    assert stack.answers.counters["mismatch"] == 3
+    assert stack.answers.counters["mismatch"] == 4
 
 
 async def test_who_refuses_other_models_answers_does_not_get_one_by_the_key():
@@ -208,6 +209,25 @@ async def test_one_api_keys_answers_are_not_anothers():
             async with asking(stack, BODY, authorization=f"Bearer {name}") as task:
                 assert (await task).status_code == 200
             assert len(stack.engine.requests) == requests
+
+
+async def test_a_key_that_was_revoked_has_its_answers_no_more():
+    class Door:
+        shut = False
+
+        def authenticate(self, _presented, _address):
+            if self.shut:
+                raise InvalidApiKey("revoked")
+            return Principal(key_id="ann", name="ann")
+
+    door = Door()
+    async with serve(Stack(gatekeeper=door)) as stack:
+        for shut, status in ((False, 200), (True, 401), (False, 200)):
+            door.shut = shut
+            async with asking(stack, BODY) as task:
+                assert (await task).status_code == status
+    assert stack.answers.counters == {"first": 1, "replayed": 1}
+    assert len(stack.engine.requests) == 1
 
 
 @pytest.mark.parametrize("text", ["", "x" * 256, "a b", "schlüssel".encode()])
@@ -355,6 +375,35 @@ async def test_while_the_server_drains_running_answers_are_read_and_nothing_begi
             assert (await data(await one))[-1] == "data: [DONE]"
         async with asyncio.timeout(5):
             await stack.admission.drained()
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["attached", "replayed"])
+async def test_a_full_line_refuses_no_retry_and_counts_none_as_refused(running):
+    async with serve(manual(max_queue=0)) as stack, asking(stack) as one:
+        stream = await stack.engine.submitted()
+        stack.engine.begin(stream)
+        stack.engine.say(stream, "so far")
+        if not running:
+            stack.engine.finish(stream)
+            assert (await data(await one))[-1] == "data: [DONE]"
+        stack.service.router.default.host.lane.admit(stack.engine.slots - running)
+        async with asking(stack) as retry, asking(stack, idempotency_key="new") as new:
+            assert (await new).status_code == 503
+            assert (await retry).headers["idempotency-replayed"] == "true"
+        stack.engine.finish(stream)
+    assert stack.admission.counters["queue_full"] == 1
+
+
+async def test_all_choices_come_again():
+    body = {**STREAM, "n": 3, "stream_options": {"include_usage": True}}
+    async with serve(Stack()) as stack:
+        seen = []
+        for _ in range(2):
+            async with asking(stack, body) as task:
+                seen.append(await data(await task))
+    assert seen[0] == seen[1]
+    assert {json.loads(line[6:])["choices"][0]["index"] for line in seen[0][:-2]} == {0, 1, 2}
+    assert len(stack.engine.requests) == 3
 
 
 async def test_a_deadline_of_no_form_is_refused_though_the_answer_is_there():

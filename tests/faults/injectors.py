@@ -36,6 +36,8 @@ class Fault:
     stall_after: float = 60.0
     card: bool = False
     """Whether it takes a machine with a card."""
+    counts: float = 1.0
+    """What the row's metric grows by, at least."""
 
 
 FAULTS: dict[str, Fault] = {}
@@ -45,12 +47,18 @@ _Injector = Callable[[House], AsyncIterator[None]]
 
 
 def fault(
-    name: str, *, running: bool = False, stall_after: float = 60.0, card: bool = False
+    name: str,
+    *,
+    running: bool = False,
+    stall_after: float = 60.0,
+    card: bool = False,
+    counts: float = 1.0,
 ) -> Callable[[_Injector], None]:
     """Add an injector to `FAULTS`."""
 
     def add(injector: _Injector) -> None:
-        FAULTS[name] = Fault(contextlib.asynccontextmanager(injector), running, stall_after, card)
+        inject = contextlib.asynccontextmanager(injector)
+        FAULTS[name] = Fault(inject, running, stall_after, card, counts)
 
     return add
 
@@ -172,7 +180,7 @@ async def nvml_hangs(house: House) -> AsyncIterator[None]:
         yield
 
 
-@fault("event-loop-stalls", running=True)
+@fault("event-loop-stalls", running=True, counts=5.0)
 async def event_loop_stalls(house: House) -> AsyncIterator[None]:
     asyncio.get_running_loop().call_soon(time.sleep, 5)
     yield

@@ -199,6 +199,25 @@ async def test_one_too_large_to_keep_is_still_read_to_its_end():
     assert await everything(reader) == b"x" * 11
 
 
+async def test_one_too_large_to_keep_drives_out_no_other():
+    writing = Writing(size=10)
+    writing.join("small")
+    await writing.complete(b"x" * 4)
+    writing.join("large")
+    await writing.complete(b"x" * 11)
+    assert not writing.join("large").replayed
+    assert writing.join("small").replayed
+    assert (writing.keeper.size, writing.keeper.counters["dropped"]) == (4, 1)
+
+
+async def test_whoever_reads_a_complete_answer_whole_shares_its_bytes():
+    writing = Writing()
+    writing.join()
+    await writing.complete(b"x" * 1000)
+    first, second = writing.join(), writing.join()
+    assert await first.whole() is await second.whole()
+
+
 async def test_a_server_that_ends_waits_for_readers_only():
     writing = Writing(grace=3600.0)
     writing.join("unread").close()
