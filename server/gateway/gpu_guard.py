@@ -129,6 +129,16 @@ class CardGuard:
             return self._unused(self.limits.used_resume)
         return self._scaled(self.limits.high)
 
+    @property
+    def futile(self) -> bool:
+        """Rule used: whether loaded models alone break it, so that it would hold for ever."""
+        planned = self.share.whole if self.share.settled else 0
+        return (
+            self.limits.rule == "used"
+            and self.sample is not None
+            and planned > self.sample.total - self.low
+        )
+
     def observe(self, sample: Sample, share: Share) -> None:
         """Take a sample, with the plan as it stands."""
         if share.loads != self.share.loads:

@@ -52,7 +52,13 @@ class WatchedCard:
         short = "" if guard.state is GuardState.OPEN else f"; {guard.high // _MIB} MiB are needed"
         owed = sample.free - guard.headroom
         kept = f", {owed // _MIB} MiB of them for a model that is loading" if owed else ""
-        return f"{sample.free // _MIB} of {sample.total // _MIB} MiB are free on {self.name}{kept}{short}."
+        told = f"{sample.free // _MIB} of {sample.total // _MIB} MiB are free on {self.name}{kept}{short}."
+        if guard.futile:
+            told += (
+                f" The models themselves take {guard.share.whole // _MIB} MiB by plan, more than "
+                "gateway.gpu_guard.used: nothing will begin until that or memory.reserve is raised."
+            )
+        return told
 
 
 class GpuGuard:

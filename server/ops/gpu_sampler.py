@@ -46,12 +46,15 @@ class NvmlReader:
             self.close()
             return dict.fromkeys(self._bus_ids, str(error))
         found: dict[str, Sample | str] = {}
+        failed = False
         for bus_id in self._bus_ids:
             try:
                 found[bus_id] = self._sample(bus_id)
+            except _Unknown as told:
+                found[bus_id] = str(told)
             except Exception as error:  # noqa: BLE001 - as above; the other cards are read on
-                found[bus_id] = str(error)
-        if any(isinstance(one, str) for one in found.values()):
+                found[bus_id], failed = str(error), True
+        if failed:
             # Handles do not outlive a driver that went away; the next read begins anew.
             self.close()
         return found

@@ -33,6 +33,17 @@ def test_what_runs_goes_on_and_what_waits_waits():
     assert isinstance(harness.events[waiting][-1], Finished)
 
 
+def test_a_prompt_that_is_half_computed_goes_on():
+    harness = LoopHarness()
+    running = harness.submit(make_request("p" * 40, 5))
+    harness.step()
+    harness.loop.hold(held=True)
+    (sequence,) = harness.scheduler.running
+    assert 0 < sequence.computed < 40
+    harness.run()
+    assert isinstance(harness.events[running][-1], Finished)
+
+
 def test_standing_still_counts_from_the_end_of_the_hold():
     harness = LoopHarness()
     harness.loop.hold(held=True)

@@ -135,14 +135,14 @@ async def test_a_held_model_is_not_loaded_and_nobody_waits_or_goes_for_it():
 class Watched:
     """A guarded card of 8 GiB with two models; a third one is elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: GuardLimits | None = None) -> None:
         self.house = House({"a": 2 * GIB, "b": 3 * GIB, "cpu": 1}, budget=None)
         for name in ("a", "b"):
             host = self.house.hosts[name]
             host.spec = replace(host.spec, footprint=Footprint(gpu=host.spec.footprint.cpu))
         clock = self.house.clock
         hosts = (self.house.hosts["a"], self.house.hosts["b"])
-        self.guard = CardGuard(GuardLimits(), clock.now)
+        self.guard = CardGuard(limits or GuardLimits(), clock.now)
         card = WatchedCard(CARD, f"Fake ({CARD})", self.guard, hosts)
         self.all = GpuGuard((card,), clock, self.house.manager.expire)
 
@@ -260,6 +260,20 @@ async def test_a_card_that_is_lost_lets_go_and_says_why():
     assert "cannot be read (GPU is lost); nothing is held back" in card.all.message()
     assert card.see(1 * GIB) is GuardState.OPEN
     assert card.guard.transitions[GuardState.BLIND] == 1
+
+
+async def test_a_rule_that_the_models_themselves_break_is_named():
+    card = Watched(GuardLimits(rule="used"))
+    await card.load("b")
+    await card.come_up("b")
+    assert card.see(200 * MIB, own=3 * GIB) is GuardState.HOLDING
+    assert "themselves" not in card.all.message()  # others have it
+    host = card.house.hosts["b"]
+    host.spec = replace(host.spec, footprint=Footprint(gpu=8 * GIB - 300 * MIB))
+    card.see(200 * MIB, own=8 * GIB - 300 * MIB)
+    told = "The models themselves take 7892 MiB by plan, more than gateway.gpu_guard.used: nothing"
+    assert told in card.all.message()
+    await card.stop()
 
 
 async def test_a_process_that_stood_still_itself_has_not_lost_the_card():

@@ -106,7 +106,10 @@ def test_a_driver_that_goes_is_found_again(machine) -> None:
 def test_of_a_divided_card_nothing_is_known(machine) -> None:
     made = machine(24 * GIB)
     made.cards[0].divided = 1
-    assert "it is divided (MIG)" in str(reader().read()[FIRST])
+    one = reader()
+    assert "it is divided (MIG)" in str(one.read()[FIRST])
+    assert made.state.sessions == 1  # no error: no reason to begin anew at every look
+    one.close()
 
 
 def test_a_card_that_is_not_there_says_so(machine) -> None:
