@@ -26,6 +26,12 @@ or be a variable, which wins over the file. Flags of `onegpu serve` win over bot
 Durations are written `500ms`, `30s`, `5m`, `2h` (a plain number is seconds), sizes `500KB`, `10MB`,
 `24GiB` (a plain number is bytes). In a variable `null` is the empty value.
 
+SIGHUP (`kill -HUP`, `systemctl reload`) has the file read again. What needs no model to be loaded again applies
+at once, for requests that come after it: `gateway` (but not `gateway.gpu_guard.mode` and `gateway.gpu_guard.interval`),
+`server` (but not `server.host`, `server.port` and `server.supervised`), `logging`, `aliases`, `remotes` and
+`engine.stall_after`.
+The log says what has changed and what only a restart brings. If anything is wrong, nothing changes.
+
 | key | default | variable | meaning |
 |---|---|---|---|
 """

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, StatelessLifespan
+from starlette.types import ASGIApp, Receive, Scope, Send, StatelessLifespan
 
 from server.api.access import AccessMiddleware
 from server.api.errors import HttpError, refuse
@@ -50,6 +50,22 @@ _EXPOSED = (
     ),
 )
 """Headers that web pages of listed origins may read."""
+
+
+Application = ASGIApp
+"""What ASGI servers call."""
+
+
+class Entry:
+    """What a server calls: the application in force. Requests under way keep the one they came to."""
+
+    def __init__(self, app: Application) -> None:
+        """`app`: until `current` is another one."""
+        self.current = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on."""
+        await self.current(scope, receive, send)
 
 
 class _App(FastAPI):

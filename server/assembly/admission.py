@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from server.api.limits import ApiLimits
 from server.gateway.answers import AnswerLimits
 from server.gateway.line import LineLimits
 from server.gateway.rate_limit import RateLimits
+from server.gateway.service import ServiceLimits
+from server.settings import Settings
 from server.settings.gateway import GatewaySettings, IdempotencySettings
 
 
@@ -19,6 +22,29 @@ def answer_limits(idempotency: IdempotencySettings) -> AnswerLimits:
     """Return the bounds of what is kept for retries."""
     return AnswerLimits(
         idempotency.grace, idempotency.lifetime, idempotency.max_answers, idempotency.max_size
+    )
+
+
+def service_limits(settings: Settings) -> ServiceLimits:
+    """Return what the service grants."""
+    gateway = settings.gateway
+    return ServiceLimits(
+        gateway.timeout.connect,
+        gateway.timeout.read,
+        gateway.timeout.total,
+        rate=default_rates(gateway),
+        share_prefixes=gateway.share_prefixes,
+        stall_after=settings.engine.stall_after,
+    )
+
+
+def api_limits(settings: Settings) -> ApiLimits:
+    """Return bounds and policies of the HTTP side."""
+    return ApiLimits(
+        max_body=settings.server.max_request_size,
+        write_timeout=settings.gateway.timeout.write,
+        stream_hold=settings.gateway.stream_hold,
+        strict=settings.gateway.strict,
     )
 
 

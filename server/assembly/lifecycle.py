@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -20,9 +20,11 @@ from server.api.early import EarlyAnswers
 from server.assembly.connections import ConnectionLimits, bounded
 from server.assembly.gpu_guard import watch_cards
 from server.assembly.keys import check_keys
+from server.assembly.live import LiveSettings
 from server.assembly.open_files import make_room
 from server.assembly.parts import Parts, build
 from server.assembly.pulse import Pulse
+from server.assembly.reloading import Reloader
 from server.assembly.wanted import Fetch
 from server.core.clock import SystemClock
 from server.core.errors import OnegpuError, Unavailable
@@ -31,6 +33,7 @@ from server.ops.logging import configure_logging
 from server.settings import Settings
 from server.supervisor.inherited import Inherited
 from server.supervisor.listening import listen, url_of
+from server.supervisor.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +45,17 @@ _FLUSH_SECONDS = 5
 """How long the last chunks of streams that were ended may take to be sent."""
 
 
-def serve(settings: Settings, fetch: Fetch = Path, inherited: Inherited | None = None) -> int:
+def serve(
+    settings: Settings,
+    fetch: Fetch = Path,
+    inherited: Inherited | None = None,
+    read: Callable[[], Settings] | None = None,
+) -> int:
     """Serve until a signal. Returns the exit status: 0 after a shutdown, 1 if the model failed.
 
     `fetch` finds the files of models. `inherited`: what a supervisor gave this process, if one runs
-    it. Raises `ConfigError` before anything is started.
+    it. `read` reads the settings again when SIGHUP comes. Raises `ConfigError` before anything is
+    started.
     """
     configure_logging(
         settings.logging.level, settings.logging.format, access_log=settings.server.access_log
@@ -61,7 +70,7 @@ def serve(settings: Settings, fetch: Fetch = Path, inherited: Inherited | None =
         make_room(settings.server.max_connections)
         parts = build(settings, SystemClock(), fetch, page)
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        return uvloop.run(Lifecycle(settings, parts, listener, inherited).run())
+        return uvloop.run(Lifecycle(settings, parts, listener, inherited, read).run())
 
 
 class _Server(uvicorn.Server):
@@ -82,9 +91,9 @@ class Lifecycle:
         parts: Parts,
         listener: socket.socket,
         inherited: Inherited | None = None,
+        read: Callable[[], Settings] | None = None,
     ) -> None:
         """Nothing starts before `run`."""
-        self._settings = settings
         self._parts = parts
         self._listener = listener
         self._pulse: Pulse | None = None
@@ -92,14 +101,17 @@ class Lifecycle:
         """Whether another process has said already what there is to say to a person."""
         if inherited is not None:
             self._again = inherited.page.restarts > 0
-            self._pulse = Pulse(inherited.page, parts.health, parts.preload[0])
+            self._pulse = Pulse(inherited.page, parts.health, parts.preload[0], inherited.keep)
+        self._terminal = Terminal()
         self._signalled = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        protocol = bounded(
+            ConnectionLimits(settings.server.max_connections, settings.server.header_timeout),
+            EarlyAnswers(parts.reporter),
+        )
         config = uvicorn.Config(
             parts.app,
-            http=bounded(
-                ConnectionLimits(settings.server.max_connections, settings.server.header_timeout),
-                EarlyAnswers(parts.reporter),
-            ),
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -111,6 +123,9 @@ class Lifecycle:
             timeout_graceful_shutdown=_FLUSH_SECONDS,
         )
         self._http = _Server(config)
+        address = listener.getsockname()[0]
+        live = LiveSettings(parts, config, protocol, address, SystemClock()).all()
+        self._reloader = Reloader(settings, read or (lambda: settings), live)
 
     async def run(self) -> int:
         """Serve until a signal, or until the model does not load."""
@@ -119,7 +134,8 @@ class Lifecycle:
         loaded = asyncio.create_task(self._load())
         watch = asyncio.create_task(self._parts.hosts.watch())
         remotes = asyncio.create_task(self._parts.remotes.run())
-        guard = asyncio.create_task(watch_cards(self._parts.guard, self._settings, SystemClock()))
+        settings = self._reloader.settings
+        guard = asyncio.create_task(watch_cards(self._parts.guard, settings, SystemClock()))
         pulse = asyncio.create_task(self._pulse.run()) if self._pulse else None
         signalled = asyncio.create_task(self._signalled.wait())
         await asyncio.wait((loaded, signalled), return_when=asyncio.FIRST_COMPLETED)
@@ -160,7 +176,7 @@ class Lifecycle:
         if not self._again:
             for note in parts.notes:
                 print(note, flush=True)  # noqa: T201 - the command's own answer
-        log.info("Listening on %s; loading %s", url, self._settings.model.path)
+        log.info("Listening on %s; loading %s", url, self._reloader.settings.model.path)
         first, *others = parts.preload
         standby = set(parts.router.stand_ins(parts.router.default))
         self._begin([host for host in others if host in standby])  # they answer while it loads
@@ -175,7 +191,7 @@ class Lifecycle:
         else:
             print(_announcement(url, parts), flush=True)  # noqa: T201 - the command's own answer
         if self._pulse is not None:
-            self._pulse.ready()
+            self._pulse.ready(self._reloader.settings)
         self._begin(others)
         return 0
 
@@ -187,7 +203,7 @@ class Lifecycle:
 
     async def _drain(self) -> None:
         """Admit nothing new; let what runs finish, at most for the grace."""
-        admission, grace = self._parts.admission, self._settings.server.shutdown_grace
+        admission, grace = self._parts.admission, self._reloader.settings.server.shutdown_grace
         admission.drain()
         self._parts.answers.drain()
         log.info("Shutting down: %d requests have %.0f s to finish", admission.outstanding, grace)
@@ -199,14 +215,31 @@ class Lifecycle:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_signal(self, number: int) -> None:
         if self._signalled.is_set():
+            if self._pulse is not None:
+                return  # told twice, by the supervisor and to the whole group; the former ends it
             log.warning("Second signal: ending at once")
             logging.shutdown()
             # The engine thread may be inside a decode call, which nothing can interrupt.
             os._exit(128 + number)
         self._signalled.set()
+
+    def _on_hangup(self) -> None:
+        """Read the configuration again, unless it is the terminal that has gone."""
+        if self._terminal.gone():
+            self._signalled.set()
+            return
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reload(self) -> None:
+        told = await self._reloader.reload()
+        if self._pulse is not None:
+            self._pulse.reloaded(self._reloader.settings, told)
 
 
 def _announcement(url: str, parts: Parts) -> str:

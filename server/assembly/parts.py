@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from server import __version__
-from server.api.app import create_app
+from server.api.app import Application, Entry, create_app
 from server.api.keyed import Head
-from server.api.limits import ApiLimits
 from server.api.parts import Parts as ApiParts
 from server.api.report import Reporter
-from server.assembly.admission import answer_limits, default_rates, line_limits
+from server.assembly.admission import answer_limits, api_limits, line_limits, service_limits
 from server.assembly.agents import agent_of
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.gpu_guard import build_guard
@@ -38,7 +36,7 @@ from server.gateway.memory import Budget, total
 from server.gateway.prompter import Prompter
 from server.gateway.remote.watch import RemoteWatch
 from server.gateway.routing import ModelRouter, Served
-from server.gateway.service import GenerationService, ServiceLimits
+from server.gateway.service import GenerationService
 from server.ops.metrics import Metrics
 from server.ops.metrics_answers import AnswersCollector
 from server.ops.metrics_fallback import FallbackCollector
@@ -65,8 +63,9 @@ class Parts:
     authenticator: Authenticator
     reporter: Reporter
     health: Health
-    app: Callable[..., Any]
-    """The ASGI application."""
+    app: Entry
+    make_app: Callable[[Settings], Application]
+    """Makes another application over the same parts, for `app.current`."""
     notes: tuple[str, ...]
     """What the planner chose, for people."""
 
@@ -103,20 +102,11 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
     guard = build_guard(settings, memory, hosts, clock)
     metrics.add(GpuCollector(guard))
     reporter = Reporter(metrics, clock)
-    timeouts = settings.gateway.timeout
-    limits = ServiceLimits(
-        timeouts.connect,
-        timeouts.read,
-        timeouts.total,
-        rate=default_rates(settings.gateway),
-        share_prefixes=settings.gateway.share_prefixes,
-        stall_after=settings.engine.stall_after,
-    )
     service = GenerationService(
         router,
         hosts,
         admission,
-        limits,
+        service_limits(settings),
         clock,
         telemetry=metrics,
         crashes=crash_record(page, clock),
@@ -125,26 +115,24 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
     metrics.add(FallbackCollector(fallback, remotes))
     stall = HealthLimits(settings.engine.stall_after)
     health = Health(hosts, router.default.host, admission, guard, stall, clock)
-    app = create_app(
-        ApiParts(
-            service=service,
-            fallback=fallback,
-            health=health,
-            answers=answers,
-            reporter=reporter,
-            render_metrics=metrics.render,
-            gatekeeper=authenticator,
-            rules=access_rules(settings.server),
-            limits=ApiLimits(
-                max_body=settings.server.max_request_size,
-                write_timeout=timeouts.write,
-                stream_hold=settings.gateway.stream_hold,
-                strict=settings.gateway.strict,
-            ),
-            clock=clock,
-            version=__version__,
+
+    def make_app(settings: Settings) -> Application:
+        return create_app(
+            ApiParts(
+                service=service,
+                fallback=fallback,
+                health=health,
+                answers=answers,
+                reporter=reporter,
+                render_metrics=metrics.render,
+                gatekeeper=authenticator,
+                rules=access_rules(settings.server),
+                limits=api_limits(settings),
+                clock=clock,
+                version=__version__,
+            )
         )
-    )
+
     return Parts(
         hosts,
         router,
@@ -157,7 +145,8 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
         authenticator,
         reporter,
         health,
-        app,
+        Entry(make_app(settings)),
+        make_app,
         _notes(contexts),
     )
 

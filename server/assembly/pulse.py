@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from server.core.clock import Clock
 from server.gateway.crash_record import CrashRecord, Unremembered
 from server.gateway.health import Health
 from server.gateway.host import Host
+from server.settings import Settings
+from server.settings.snapshot import to_bytes
 from server.supervisor.fingerprints import LIFETIME, Fingerprints
 from server.supervisor.page import Page, WorkerState
 
@@ -25,18 +28,29 @@ def crash_record(page: Page | None, clock: Clock) -> CrashRecord:
 class Pulse:
     """Writes to the page that the supervisor reads. Belongs to the event loop, whose life it shows."""
 
-    def __init__(self, page: Page, health: Health, first: Host) -> None:
-        """`first`: the model whose load is told."""
+    def __init__(
+        self, page: Page, health: Health, first: Host, keep: Callable[[bytes], None] | None = None
+    ) -> None:
+        """`first`: the model whose load is told. `keep`: takes configurations that one can serve with."""
         self._page = page
+        self._keep = keep or (lambda _: None)
         self._health = health
         self._first = first
         self._beat()
         page.state = WorkerState.LOADING
 
-    def ready(self) -> None:
-        """Tell that the first model is loaded."""
+    def ready(self, settings: Settings) -> None:
+        """Tell that the first model is loaded: with these settings one can serve."""
+        self._keep(to_bytes(settings))
         self._page.ready_at = time.monotonic()
         self._page.state = WorkerState.READY
+
+    def reloaded(self, settings: Settings, told: str) -> None:
+        """Tell what came of a reload, and which settings are in force."""
+        if self._page.state is WorkerState.READY:
+            self._keep(to_bytes(settings))
+        self._page.reloaded = told
+        self._page.reloads += 1
 
     async def run(self) -> None:
         """Beat until cancelled."""

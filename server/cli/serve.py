@@ -38,7 +38,8 @@ examples:
   onegpu serve m.gguf --kv-type q8_0               a KV cache of about half the size
   onegpu serve --config onegpu.yaml --port 8080    the file, with another port
 
-Ctrl-C or SIGTERM stops it: running requests are finished first; a second signal ends at once."""
+Ctrl-C or SIGTERM stops it: running requests are finished first; a second signal ends at once.
+SIGHUP reads the configuration again, as far as no model has to be loaded for it."""
 
 # Flag, placeholder, setting, help: by group. The settings' own validation judges the values.
 _GROUPS = {
@@ -140,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
 
     from server.assembly import serve
 
-    return serve(settings, lambda text: _fetch(text, settings), inherited)
+    return serve(settings, lambda text: _fetch(text, settings), inherited, read)
 
 
 def _overrides(options: argparse.Namespace) -> list[Override]:

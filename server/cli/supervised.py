@@ -44,19 +44,24 @@ def inherit(descriptors: str | None) -> Inherited | None:
 
 
 def settings_of(read: Callable[[], Settings], inherited: Inherited | None) -> Settings:
-    """Read the settings. A worker after the first one gets the last good ones if they are wrong now."""
-    from server.settings.snapshot import from_bytes, to_bytes
+    """Read the settings.
 
+    Where a worker has served already, and they are wrong by now or did not make a worker serve that
+    was started since, they are the ones it served with.
+    """
+    from server.settings.snapshot import from_bytes
+
+    if inherited is None or not (kept := inherited.configuration):
+        return read()
     try:
         settings = read()
+        if not inherited.page.failed:
+            return settings
+        told = "The last start did not succeed."
     except ConfigError as error:
-        if inherited is None or not (kept := inherited.configuration):
-            raise
-        print(f"{error.message}\nThe last configuration that was right is used.", file=sys.stderr)
-        return from_bytes(kept)
-    if inherited is not None:
-        inherited.keep(to_bytes(settings))
-    return settings
+        told = error.message
+    print(f"{told}\nThe last configuration that one could serve with is used.", file=sys.stderr)
+    return from_bytes(kept)
 
 
 def _command(numbers: Descriptors) -> list[str]:

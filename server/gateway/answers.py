@@ -173,6 +173,15 @@ class AnswerKeeper(Generic[Head]):
         """When the lifetimes of complete ones end, the soonest first."""
         self._draining = False
 
+    def relimit(self, limits: AnswerLimits) -> None:
+        """Have other bounds from now on, for answers that are there, too."""
+        self.limits = limits
+        latest = self._clock.monotonic() + limits.lifetime
+        self._complete = OrderedDict(
+            (name, min(end, latest)) for name, end in self._complete.items()
+        )
+        self._drop_beyond()
+
     def __len__(self) -> int:
         """Count the answers, complete or not."""
         self._expire()
@@ -256,6 +265,9 @@ class AnswerKeeper(Generic[Head]):
             return
         self._complete[name] = self._clock.monotonic() + self.limits.lifetime
         self.size += len(answer.data)
+        self._drop_beyond()
+
+    def _drop_beyond(self) -> None:
         while len(self._complete) > self.limits.most or self.size > self.limits.size:
             self._forget(next(iter(self._complete)))
             self.counters["dropped"] += 1

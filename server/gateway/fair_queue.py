@@ -166,7 +166,7 @@ class FairQueue(Generic[T]):
 
     def __init__(self, aging: float) -> None:
         """`aging`: seconds after which a class that waits gets one start in four."""
-        self._aging = aging
+        self.aging = aging
         self._classes: dict[Priority, _Class[T]] = {one: _Class() for one in Priority}
         self._since_aged = _AGED_SHARE
 
@@ -191,7 +191,7 @@ class FairQueue(Generic[T]):
         if lower and self._since_aged >= _AGED_SHARE - 1:
             ages = {p: next(iter(self._classes[p].by_age.values())).arrived for p in lower}
             oldest = min(lower, key=ages.__getitem__)
-            if now - ages[oldest] >= self._aging:
+            if now - ages[oldest] >= self.aging:
                 return self._classes[oldest].waiting[0][2], True
         return self._classes[first].waiting[0][2], False
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from server.core.beat import Beat
 from server.core.clock import Clock
 from server.core.errors import GpuMemoryShort
-from server.gateway.gpu_guard import CardGuard, GuardState, Readings, Sample, Share
+from server.gateway.gpu_guard import CardGuard, GuardLimits, GuardState, Readings, Sample, Share
 from server.gateway.host import Host, HostState
 from server.gateway.ticket import Hold
 
@@ -82,6 +82,11 @@ class GpuGuard:
             reading = readings.get(card.bus_id)
             if reading is not None:
                 self._move(card, reading)
+
+    def relimit(self, limits: GuardLimits) -> None:
+        """Go by other limits from the next sample on."""
+        for card in self.cards:
+            card.guard.limits = limits
 
     @property
     def _silence(self) -> float:

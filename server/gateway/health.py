@@ -53,6 +53,11 @@ class Health:
         self._guard = guard
         self.watchdog.watch("the GPU guard", guard.beat, vital=False)
 
+    def relimit(self, limits: HealthLimits) -> None:
+        """Judge by other limits from now on."""
+        self.limits = limits
+        self._engines.stall_after = limits.stall_after
+
     def live(self) -> Verdict:
         """Fail when only a restart helps: engines are dead, or something stands still.
 

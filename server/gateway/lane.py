@@ -19,7 +19,7 @@ from server.gateway.fair_queue import FairQueue, Priority, Turn
 from server.gateway.ticket import Hold, Outlook, Seat, SeatState, Standing, Ticket
 
 if TYPE_CHECKING:
-    from server.gateway.line import Line
+    from server.gateway.line import Line, LineLimits
 
 _ALL = tuple(Priority)
 _ANYBODY = Standing()
@@ -44,22 +44,25 @@ class Lane:
         self.held: Hold | None = None
         """Why nothing of this lane begins; None: it does."""
         self._line = line
-        self._limits = line.limits
         self._clock = clock
-        self._order: FairQueue[Seat] = FairQueue(self._limits.aging)
+        self._order: FairQueue[Seat] = FairQueue(line.limits.aging)
         self._inside: dict[Seat, None] = {}
         """What the engine has and has not ended."""
         self._ahead: dict[Seat, None] = {}
         """Of these, those without a slot."""
         self._by_class: Counter[Priority] = Counter()
         """What is inside, by class."""
-        self._rate = DrainRate(self._limits.memory)
+        self._rate = DrainRate(line.limits.memory)
         self._since = clock.monotonic()
         self._service: float | None = None
         """How long a sequence has its slot, on average; None before one has ended."""
         self._usual = 0.0
         """What such a sequence was estimated to cost."""
         self._pumping = False
+
+    @property
+    def _limits(self) -> LineLimits:
+        return self._line.limits
 
     @property
     def waiting(self) -> int:
@@ -105,6 +108,11 @@ class Lane:
         """Let nothing begin, or let it begin again. What has a slot goes on."""
         self._observe()
         self.held = held
+        self._pump()
+
+    def relimited(self) -> None:
+        """Go by the line's new bounds."""
+        self._order.aging = self._limits.aging
         self._pump()
 
     def overdue(self, message: str) -> Unavailable:

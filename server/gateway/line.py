@@ -78,6 +78,12 @@ class Line:
         """Forget a lane that nobody holds a place of."""
         self._lanes.remove(lane)
 
+    def relimit(self, limits: LineLimits) -> None:
+        """Have other bounds from now on; who waits already stays."""
+        self.limits = limits
+        for lane in self._lanes:
+            lane.relimited()
+
     def drain(self) -> None:
         """Refuse every later request."""
         self.draining = True

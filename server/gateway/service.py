@@ -79,6 +79,11 @@ class GenerationService:
         self._crashes = crashes or CrashRecord(Unremembered(), clock)
         self._threads = ThreadPoolExecutor(limits.tokenizer_threads, "tokenize")
 
+    def relimit(self, limits: ServiceLimits) -> None:
+        """Grant something else from now on; what is open keeps what it was granted."""
+        self.limits = limits
+        self.engines.stall_after = limits.stall_after
+
     def turn_away(self, principal: Principal) -> None:
         """Raise what every request of that one would be refused with now, if there is such a thing.
 

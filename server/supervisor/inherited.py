@@ -26,7 +26,7 @@ class Descriptors:
     parent: int
     """A pipe that ends when the supervisor does."""
     configuration: int
-    """A file with the last configuration that was right."""
+    """A file with the configuration that a worker served with last."""
 
     def __str__(self) -> str:
         return f"{self.listener},{self.page},{self.parent},{self.configuration}"
@@ -57,11 +57,11 @@ class Inherited:
 
     @property
     def configuration(self) -> bytes:
-        """The last configuration that was right, as `keep` was given it; empty: there is none."""
+        """What `keep` was given last, by whatever worker; empty: nothing."""
         return os.pread(self._configuration, os.fstat(self._configuration).st_size, 0)
 
     def keep(self, configuration: bytes) -> None:
-        """Keep a configuration for the worker after this one."""
+        """Keep the configuration that one can serve with, for the workers after this one."""
         os.ftruncate(self._configuration, 0)
         os.pwrite(self._configuration, configuration, 0)
 

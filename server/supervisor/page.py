@@ -77,6 +77,8 @@ class Page:
     """Counted up when the configuration has been read again."""
     restarts = _Number(48, "Q", int)
     """Workers before this one; the supervisor writes it."""
+    failed = _Number(56, "Q", int)
+    """Of these, those since the last one that was ready."""
     fault = _Text(64, 448)
     """Why only a restart helps; empty: nothing is wrong."""
     reloaded = _Text(512, 512)
@@ -88,10 +90,10 @@ class Page:
         """Map it; the descriptor may be closed afterwards."""
         self.memory: Any = mmap.mmap(descriptor, self.SIZE)
 
-    def renew(self, restarts: int) -> None:
+    def renew(self, restarts: int, failed: int) -> None:
         """Begin with another worker: forget what the last one told of itself."""
         self.memory[:_FRESH] = bytes(_FRESH)
-        self.restarts = restarts
+        self.restarts, self.failed = restarts, failed
 
     def keep_last_words(self, text: str) -> None:
         """Keep what native code says when it aborts."""

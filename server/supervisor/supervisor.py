@@ -30,8 +30,6 @@ _TICK = 1.0
 _RELOAD_TICK = 0.05
 _TRACE_SECONDS = 0.5
 """What a worker that stands still has to write down where."""
-_LAST_SECONDS = 1.0
-"""What a worker has to end in at a second signal."""
 _EARLY_DEATHS = 3
 """So many workers in a row that were killed before any was ready are the end."""
 _SILENT_SECONDS = 1.0
@@ -85,9 +83,10 @@ class Supervisor:
         self._stopping: int | None = None
         """The signal that asked for the end."""
         self._restarts = 0
+        self._failed = 0
+        """Workers since the last one that was ready."""
         self._served = False
         """Whether any worker was ever ready."""
-        self._early_deaths = 0
         self._announced: Worker | None = None
         """Of whose readiness systemd was told."""
         self._reloads: int | None = None
@@ -109,13 +108,14 @@ class Supervisor:
                 if await self._pause(end):
                     return 0
                 self._restarts += 1
+                self._failed = 0 if end.ready_for is not None else self._failed + 1
         finally:
             alive.cancel()
             self._close()
 
     async def _live(self) -> End:
         """Run one worker to its end."""
-        self._page.renew(self._restarts)
+        self._page.renew(self._restarts, self._failed)
         numbers = self._descriptors
         inherited = (numbers.listener, numbers.page, numbers.parent, numbers.configuration)
         try:
@@ -170,8 +170,7 @@ class Supervisor:
             return None
         if end.code >= 0:
             return end.code  # it has told why, and would again
-        self._early_deaths += 1
-        if self._early_deaths < _EARLY_DEATHS:
+        if self._failed + 1 < _EARLY_DEATHS:
             return None
         raise OnegpuError(
             f"The server process {end}, {_EARLY_DEATHS} times in a row before it was ready."
@@ -224,12 +223,13 @@ class Supervisor:
         self._changed.set()
 
     def _stop(self, number: int) -> None:
-        if self._worker is not None:
-            self._worker.send(number)
-            if self._stopping is not None:
-                # The worker ends at once by itself, unless it stands still.
-                asyncio.get_running_loop().call_later(_LAST_SECONDS, self._worker.kill)
         first, self._stopping = self._stopping is None, number
+        if self._worker is not None:
+            if first:
+                self._worker.send(number)
+            else:
+                log.warning("Second signal: ending at once")
+                self._worker.kill()
         if first:
             self._notifier.stopping()
             # The worker's own descriptor is the last one then: nobody waits for who does not come.

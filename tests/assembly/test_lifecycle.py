@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from server.api.app import Entry
 from server.api.keyed import Head
 from server.assembly.lifecycle import Lifecycle, _announcement
 from server.assembly.parts import Parts
@@ -49,7 +50,8 @@ def parts_of(stack: Stack, *preloaded: str) -> Parts:
         keys,
         stack.reporter,
         stack.health,
-        stack.app,
+        Entry(stack.app),
+        lambda _: stack.app,
         (),
     )
 

@@ -24,7 +24,7 @@ def served(monkeypatch):
     """Stand in for the assembly; has the settings that `serve` was given."""
     calls: list[Settings] = []
 
-    def serve(settings: Settings, _fetch: object, _inherited: object) -> int:
+    def serve(settings: Settings, *_others: object) -> int:
         calls.append(settings)
         return 0
 
@@ -89,7 +89,7 @@ def test_what_is_fetched_is_found_or_said_to_be_missing(served, model, monkeypat
     pulled = lambda text, _settings: Path(f"models/{text}.gguf")  # noqa: E731 - a stand-in
     monkeypatch.setattr(pull, "ensure", pulled)
     monkeypatch.setattr(
-        sys.modules["server.assembly"], "serve", lambda _settings, fetch, _: fetchers.append(fetch)
+        sys.modules["server.assembly"], "serve", lambda _settings, fetch, *_: fetchers.append(fetch)
     )
     main(["serve", str(model)])
     (fetch,) = fetchers

@@ -84,7 +84,7 @@ def test_a_configuration_that_went_wrong_does_not_keep_a_worker_from_its_restart
         assert http.post("/v1/chat/completions", json=ASK).status_code == 200
         assert http.get("/props").json()["default_generation_settings"]["n_ctx"] == 500
     told = "".join(server.stderr)
-    assert "The last configuration that was right is used." in told
+    assert "The last configuration that one could serve with is used." in told
     assert "onegpu.yaml:1" in told
 
 
@@ -137,3 +137,57 @@ def test_a_terminal_that_closes_ends_it(tmp_path: Path) -> None:
         (worker,) = children(terminal.pid)
         assert terminal.hang_up() == 0
         assert is_gone(worker)
+
+
+def test_sighup_applies_what_it_can_and_says_what_it_cannot(tmp_path: Path) -> None:
+    config = tmp_path / "onegpu.yaml"
+    config.write_text("engine: {n_ctx: 500}\n")
+    with LiveServer("--config", str(config)) as server, server.client() as http:
+        unknown = ASK | {"surprise": 1}
+        assert http.post("/v1/chat/completions", json=unknown).status_code == 200
+
+        config.write_text(
+            "engine: {n_ctx: 600}\ngateway: {strict: true}\nlogging: {level: debug}\n"
+        )
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: "Only a restart brings engine.n_ctx 500 → 600" in "".join(server.stderr))
+        assert "logging.level info → debug" in "".join(server.stderr)
+        assert http.post("/v1/chat/completions", json=unknown).status_code == 400
+        assert http.get("/props").json()["default_generation_settings"]["n_ctx"] == 500
+
+        config.write_text("gateway: {strict: perhaps}\n")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: "The configuration stays as it was" in "".join(server.stderr))
+        assert "onegpu.yaml:1: gateway.strict" in "".join(server.stderr)
+        assert http.post("/v1/chat/completions", json=unknown).status_code == 400
+        assert len(children(server.process.pid)) == 1
+
+
+def test_a_start_that_fails_later_falls_back_to_what_served_before(tmp_path: Path) -> None:
+    config = tmp_path / "onegpu.yaml"
+    config.write_text("engine: {n_ctx: 500}\n")
+    with LiveServer("--config", str(config)) as server, server.client() as http:
+        config.write_text("aliases: {x: nobody}\n")  # only whoever knows the models sees this
+        (worker,) = children(server.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: is_gone(worker))
+        assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+        assert http.get("/props").json()["default_generation_settings"]["n_ctx"] == 500
+    told = "".join(server.stderr)
+    assert "no model is served under the name 'nobody'" in told
+    assert "The last configuration that one could serve with is used." in told
+
+
+def test_a_signal_to_both_processes_is_one_wish() -> None:
+    """systemd does so by default, and others who end whole groups of processes."""
+    body = ASK | {"stream": True, "max_tokens": 400, "ignore_eos": True}
+    with LiveServer() as server:
+        with server.client() as http, http.stream("POST", "/v1/chat/completions", json=body) as got:
+            lines = got.iter_lines()
+            next(lines)
+            (worker,) = children(server.process.pid)
+            os.kill(worker, signal.SIGTERM)
+            server.process.send_signal(signal.SIGTERM)
+            last = [line for line in lines if line][-1]
+        assert server.wait() == 0
+    assert last == "data: [DONE]"

@@ -37,10 +37,10 @@ def test_both_sides_see_one_page(page) -> None:
     assert theirs.fault == "dead: ä" + "x" * (447 - len("dead: ä".encode()))
     assert theirs.last_words == "öl" * 341  # a character is not cut in half
 
-    theirs.renew(3)
+    theirs.renew(3, 2)
 
     assert (mine.state, mine.beats, mine.fault) == (WorkerState.STARTING, 0, "")
-    assert mine.restarts == 3
+    assert (mine.restarts, mine.failed) == (3, 2)
 
 
 def test_a_text_is_replaced_by_a_shorter_one(page) -> None:
