@@ -174,6 +174,10 @@ class FairQueue(Generic[T]):
         """Count the turns that wait."""
         return sum(len(one.waiting) for one in self._classes.values())
 
+    def count(self, priority: Priority) -> int:
+        """Count those of one class."""
+        return len(self._classes[priority].waiting)
+
     def push(self, turn: T) -> None:
         """Let a turn wait; its start tag is set here."""
         self._classes[turn.priority].push(turn)

@@ -316,7 +316,7 @@ class Generation:
             elif isinstance(event, Started):
                 choice.started_at = now
                 choice.cached_tokens = event.cached_tokens
-                telemetry.queue_wait(now - self.opened_at)
+                telemetry.queue_wait(now - self.opened_at, self._ticket.standing.priority)
             else:
                 choice.ended = True
                 choice.generated = event.usage.completion_tokens

@@ -74,6 +74,11 @@ class Lane:
         """Sequences that are ready and have no slot yet."""
         return len(self._order) + len(self._ahead)
 
+    def queued_by_class(self) -> dict[Priority, int]:
+        """Of these, how many there are of each class."""
+        ahead = Counter(seat.priority for seat in self._ahead)
+        return {one: self._order.count(one) + ahead[one] for one in Priority}
+
     @property
     def capacity(self) -> int:
         """Most places that one request can ever have here."""

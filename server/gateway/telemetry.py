@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from server.gateway.fair_queue import Priority
+
 
 class Telemetry(Protocol):
     """Takes observations. Called on the event loop, must not block. Times are in seconds."""
@@ -16,7 +18,7 @@ class Telemetry(Protocol):
         """Count an error told to a client, before or within its stream."""
         ...
 
-    def queue_wait(self, seconds: float) -> None:
+    def queue_wait(self, seconds: float, priority: Priority) -> None:
         """Tell how long one choice waited for a slot."""
         ...
 
@@ -46,7 +48,7 @@ class NullTelemetry:
     def error(self, code: str) -> None:
         """Do nothing."""
 
-    def queue_wait(self, seconds: float) -> None:
+    def queue_wait(self, seconds: float, priority: Priority) -> None:
         """Do nothing."""
 
     def first_token(self, seconds: float) -> None:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from server.gateway.fair_queue import Priority
 from server.gateway.host import Host
 from server.gateway.line import Line
 from server.ops.metrics_state import StateCollector
@@ -40,7 +41,7 @@ class Metrics:
         )
         self._completion = self._counter("completion_tokens", "Generated tokens of ended choices.")
         self._queue_wait = self._histogram(
-            "queue_wait_seconds", "Time from submission to a slot.", _WAITS
+            "queue_wait_seconds", "Time from submission to a slot, by class.", _WAITS, "class"
         )
         self._first_token = self._histogram(
             "first_token_seconds", "Time from submission to the first token.", _WAITS
@@ -73,9 +74,9 @@ class Metrics:
         """Count an error told to a client."""
         self._errors.labels(code).inc()
 
-    def queue_wait(self, seconds: float) -> None:
+    def queue_wait(self, seconds: float, priority: Priority) -> None:
         """Tell how long one choice waited for a slot."""
-        self._queue_wait.observe(seconds)
+        self._queue_wait.labels(priority.name.lower()).observe(seconds)
 
     def first_token(self, seconds: float) -> None:
         """Tell the time from submission to the first token of one choice."""

@@ -24,6 +24,7 @@ class StateCollector:
     def collect(self) -> Iterator[Metric]:
         """Yield gauges and counters."""
         yield from self._gauges()
+        yield self._waiting()
         yield from self._counters()
         yield GaugeMetricFamily(
             "onegpu_places_held",
@@ -43,7 +44,6 @@ class StateCollector:
             "load_progress": "Part of the model that is loaded, 0 to 1.",
             "slots": "Slots there are.",
             "slots_running": "Slots that are in use.",
-            "requests_waiting": "Sequences in the line for a slot.",
             "kv_cells": "KV cells there are.",
             "kv_cells_reserved": "KV cells reserved by running sequences.",
             "kv_cells_idle": "KV cells that keep finished prefixes.",
@@ -57,6 +57,17 @@ class StateCollector:
             for model, given in values.items():
                 family.add_metric((model,), given[name])
             yield family
+
+    def _waiting(self) -> Metric:
+        family = GaugeMetricFamily(
+            "onegpu_requests_waiting",
+            "Sequences in the line for a slot, by class.",
+            labels=[*_MODEL, "class"],
+        )
+        for host in self._hosts:
+            for priority, count in host.lane.queued_by_class().items():
+                family.add_metric((host.spec.name, priority.name.lower()), count)
+        return family
 
     def _counters(self) -> Iterator[Metric]:
         counted = {host.spec.name: host.counters() for host in self._hosts}
@@ -88,7 +99,6 @@ def _values(host: Host) -> dict[str, float]:
         "load_progress": 0.0 if status is None else status.load_progress,
         "slots": host.spec.slots,
         "slots_running": 0 if status is None else status.running,
-        "requests_waiting": host.lane.queued,
         "kv_cells": host.spec.kv_cells,
         "kv_cells_reserved": 0 if status is None else status.reserved_cells,
         "kv_cells_idle": 0 if status is None else status.idle_cells,

@@ -119,6 +119,7 @@ async def test_metrics_count_by_route_and_code(stack):
         'onegpu_steps_total{model="fake-model"} 7.0',
         'onegpu_prompt_rows_total{model="fake-model"} 3.0',
         'onegpu_slots{model="fake-model"} 4.0',
+        'onegpu_requests_waiting{class="interactive",model="fake-model"} 0.0',
         'onegpu_admission_total{outcome="admitted"} 1.0',
     ):
         assert line in answer.text.splitlines(), line

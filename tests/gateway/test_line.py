@@ -534,3 +534,15 @@ def test_short_work_makes_a_deadline_that_usual_work_would_miss():
     desk.finish()
     with pytest.raises(DeadlineUnreachable):
         desk.ask("usual", deadline=soon, cost=1000)
+
+
+def test_those_who_wait_are_counted_by_class():
+    desk = Desk(slots=1)
+    for number in range(4):
+        desk.ask(f"n{number}")
+    desk.ask("quick", "a", INTERACTIVE)
+    for number in range(2):
+        desk.ask(f"b{number}", "b", BATCH)
+    counted = desk.lane.queued_by_class()
+    assert counted == {INTERACTIVE: 1, NORMAL: 3, BATCH: 2}
+    assert sum(counted.values()) == desk.lane.queued

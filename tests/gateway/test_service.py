@@ -281,7 +281,7 @@ async def test_observations_are_told(stack):
     for line in (
         "onegpu_prompt_tokens_total 5.0",
         "onegpu_completion_tokens_total 5.0",
-        "onegpu_queue_wait_seconds_count 1.0",
+        'onegpu_queue_wait_seconds_count{class="normal"} 1.0',
         "onegpu_first_token_seconds_count 1.0",
         "onegpu_aborted_total 0.0",
     ):
