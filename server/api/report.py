@@ -73,6 +73,8 @@ def _facts(record: RequestRecord, seconds: float) -> dict[str, object]:
         facts["completion_tokens"] = generation.completion_tokens
         if generation.closed and not generation.complete:
             facts["aborted"] = True
+        if (stand_in := generation.stand_in) is not None:
+            facts["fallback"] = f"{stand_in.model} {stand_in.reason}"
         if (first := generation.seconds_to_first_token) is not None:
             facts["first_token_ms"] = round(first * 1000, 1)
     return facts

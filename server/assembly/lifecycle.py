@@ -25,6 +25,7 @@ from server.assembly.open_files import make_room
 from server.assembly.parts import Parts, build
 from server.assembly.pulse import Pulse
 from server.assembly.reloading import Reloader
+from server.assembly.remotes import all_connections
 from server.assembly.wanted import Fetch
 from server.core.clock import SystemClock
 from server.core.errors import OnegpuError, Unavailable
@@ -67,7 +68,7 @@ def serve(
     page = None if inherited is None else inherited.page
     with contextlib.closing(listener):
         check_keys(settings, listener.getsockname()[0])
-        make_room(settings.server.max_connections)
+        make_room(all_connections(settings))
         parts = build(settings, SystemClock(), fetch, page)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         return uvloop.run(Lifecycle(settings, parts, listener, inherited, read).run())

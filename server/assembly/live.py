@@ -13,7 +13,8 @@ from server.assembly.keys import check_keys
 from server.assembly.open_files import make_room
 from server.assembly.parts import Parts
 from server.assembly.reloading import Commit, Live
-from server.assembly.routes import reroute
+from server.assembly.remotes import all_connections
+from server.assembly.routes import prepare_routes
 from server.core.clock import Clock
 from server.core.errors import ConfigError
 from server.gateway.health import HealthLimits
@@ -98,15 +99,16 @@ class LiveSettings:
         return lambda: self._parts.guard.relimit(limits)
 
     def _routes(self, settings: Settings) -> Commit:
-        router = self._parts.router
+        parts = self._parts
         try:
-            routes = reroute(settings, router, self._parts.admission, self._clock)
+            route = prepare_routes(settings, parts.router, parts.admission, self._clock)
         except ConfigError as error:
             message = f"{error.message} (A model that is new here is served after a restart.)"
             raise ConfigError(message) from error
 
         def commit() -> None:
-            router.routes = routes
+            make_room(all_connections(settings))
+            route()
 
         return commit
 
@@ -126,7 +128,7 @@ class LiveSettings:
         server = settings.server
 
         def commit() -> None:
-            make_room(server.max_connections)
+            make_room(all_connections(settings))
             self._protocol.limits = ConnectionLimits(server.max_connections, server.header_timeout)
 
         return commit

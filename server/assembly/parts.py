@@ -17,7 +17,7 @@ from server.assembly.gpu_guard import build_guard
 from server.assembly.keys import access_rules
 from server.assembly.machine import machine_memory, refuse_cpu_build
 from server.assembly.pulse import crash_record
-from server.assembly.routes import reroute
+from server.assembly.routes import prepare_routes
 from server.assembly.sizing import Sized, budget_of, grouped, sized
 from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
@@ -89,7 +89,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
             preload.append(host)
     _check_preload(preload, budget_of(memory))
     router = ModelRouter([served[one.name] for one in names])
-    router.routes = reroute(settings, router, admission, clock)
+    prepare_routes(settings, router, admission, clock)()
     remotes = RemoteWatch(router, admission, clock)
     hosts = HostManager(
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from server.assembly.remotes import remotes_of
+from server.assembly.remotes import check_remotes, make_remotes
 from server.core.clock import Clock
 from server.core.errors import ConfigError
 from server.gateway.aliases import Alias
@@ -15,15 +15,22 @@ from server.gateway.routing import ModelRouter, Routes
 from server.settings import Settings
 
 
-def reroute(settings: Settings, router: ModelRouter, line: Line, clock: Clock) -> Routes:
-    """Return the routes that `settings` ask for over what is served. Raises `ConfigError`.
+def prepare_routes(
+    settings: Settings, router: ModelRouter, line: Line, clock: Clock
+) -> Callable[[], None]:
+    """Return what puts the routes that `settings` ask for in force, in one step, and cannot fail.
 
-    Nothing is changed: whoever starts or reloads sets `router.routes` to it, in one step.
+    Raises `ConfigError` for what does not go together; until the return is called nothing changes.
     """
     served = [one.agent.name for one in router.served]
+    check_remotes(settings, served)
     checked = routes_of(settings, [*served, *settings.remotes])
-    remotes = remotes_of(settings, served, line, clock, router.routes.remotes)
-    return replace(checked, remotes=remotes)
+
+    def commit() -> None:
+        remotes = make_remotes(settings, line, clock, router.routes.remotes)
+        router.routes = replace(checked, remotes=remotes)
+
+    return commit
 
 
 def routes_of(settings: Settings, served: Collection[str]) -> Routes:

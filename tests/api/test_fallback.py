@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 
 import httpx
 import openai
@@ -59,6 +60,16 @@ async def test_a_whole_answer_is_labelled(path, body):
     text = trio.metrics.render()[0].decode()
     labels = f'{{model="{MODEL}",reason="dead",target="small"}}'
     assert f"onegpu_fallbacks_total{labels} 1.0" in text
+    trio.service.shutdown()
+
+
+async def test_the_access_log_tells_of_it(caplog):
+    trio = Trio()
+    trio.kill(MODEL)
+    with caplog.at_level(logging.INFO, "onegpu.access"):
+        await post(trio, CHAT, BODY)
+    (line,) = [record for record in caplog.records if record.name == "onegpu.access"]
+    assert vars(line)["facts"]["fallback"] == "small dead"
     trio.service.shutdown()
 
 

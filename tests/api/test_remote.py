@@ -296,11 +296,12 @@ async def html(exchange: Exchange) -> None:
 
 async def squeezed(exchange: Exchange) -> None:
     await exchange.head(content_encoding="gzip")
-    await exchange.part(gzip.compress(b"data: [DONE]\n\n"))
+    events = f"data: {json.dumps(chunk('x', reason='stop'))}\n\ndata: [DONE]\n\n"
+    await exchange.part(gzip.compress(events.encode()))
 
 
 async def elsewhere(exchange: Exchange) -> None:
-    await exchange.answer(302, {}, location="http://169.254.169.254/latest/meta-data/")
+    await exchange.answer(307, {}, location="/other/chat/completions")
 
 
 def saying(*documents):
@@ -337,7 +338,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("kind", GARBAGE)
 async def test_what_cannot_be_used_is_passed_over_for_the_next(kind):
-    bad, good = FakeRemote(GARBAGE[kind]), FakeRemote()
+    bad, good = FakeRemote(next=[GARBAGE[kind]]), FakeRemote()
     async with house(bad, good, read_timeout=0.3) as stack:
         stack.kill(MODEL)
         answer = await post(stack, model=MODEL, stream=True)
@@ -736,6 +737,15 @@ async def test_probes_find_out_for_themselves():
         text = _metrics(stack)
     assert 'onegpu_remote_probes_total{outcome="failed",remote="far"} 4.0' in text
     assert 'onegpu_remote_probes_total{outcome="ok",remote="far"} 1.0' in text
+
+
+async def test_a_probe_has_a_connection_of_its_own():
+    remote = FakeRemote(stall)
+    async with house(remote, connections=1) as stack, asking(stack) as task:
+        await task
+        remote.behave = FakeRemote().behave
+        await far(stack).probe()
+        assert far(stack).probes == {"ok": 1}
 
 
 def _metrics(stack: Trio) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.assembly.routes import reroute, standby_names
+from server.assembly.routes import prepare_routes, standby_names
 from server.core.errors import ConfigError, InvalidRequest, ModelNotAllowed
 from server.gateway.principal import Principal
 from server.gateway.remote.model import UNKNOWN
@@ -32,8 +32,14 @@ def stack():
     made.service.shutdown()
 
 
+def prepared(stack, loaded):
+    router, line = stack.service.router, stack.admission
+    return prepare_routes(loaded.settings, router, line, stack.parts.clock)
+
+
 def routes(stack, loaded):
-    return reroute(loaded.settings, stack.service.router, stack.admission, stack.parts.clock)
+    prepared(stack, loaded)()
+    return stack.service.router.routes
 
 
 async def test_a_remote_is_made_as_it_is_written(tmp_path, stack):
@@ -105,7 +111,7 @@ def test_mistakes_are_told_with_their_line_and_without_the_key(tmp_path, entry, 
         (f"remotes: {{{MODEL}: {{base_url: 'http://h/v1', model: m}}}}", "is the name of a served"),
         (
             f"remotes: {{{CLOUD}}}}}\naliases: {{cloud: {MODEL}}}",
-            "aliases: 'cloud' is the name of a served model already",
+            "remotes: 'cloud' is an alias already",
         ),
         (f"remotes: {{{CLOUD}}}}}\naliases: {{gpt: clout}}", "did you mean 'cloud'"),
         (
@@ -125,10 +131,13 @@ async def test_names_that_clash_are_refused_before_anything_is_made(tmp_path, st
 async def test_a_reload_keeps_what_has_not_changed(tmp_path, stack):
     other = "other: {base_url: 'http://127.0.0.1:1/v1', model: m"
     router = stack.service.router
-    router.routes = routes(stack, settings(tmp_path, f"remotes: {{{CLOUD}}}, {other}}}}}"))
-    before = router.routes.remotes
+    routes(stack, settings(tmp_path, f"remotes: {{{CLOUD}}}, {other}}}}}"))
+    before, lanes = router.routes.remotes, len(stack.admission._lanes)
     changed = f"remotes: {{{CLOUD}, n_ctx: 50}}, {other}, api_key: new}}}}"
-    router.routes = routes(stack, settings(tmp_path, changed))
+    commit = prepared(stack, settings(tmp_path, changed))
+    assert router.routes.remotes is before
+    assert len(stack.admission._lanes) == lanes, "whoever prepares may have to think better of it"
+    commit()
     after = router.routes.remotes
     assert after["cloud"].remote is before["cloud"].remote
     assert after["cloud"].agent.n_ctx == 50
@@ -142,7 +151,7 @@ async def test_a_reload_keeps_what_has_not_changed(tmp_path, stack):
 
 async def test_a_key_limited_to_models_reaches_no_other_remote(tmp_path, stack):
     router = stack.service.router
-    router.routes = routes(stack, settings(tmp_path, f"remotes: {{{CLOUD}}}}}"))
+    routes(stack, settings(tmp_path, f"remotes: {{{CLOUD}}}}}"))
     limited = Principal("k", limits=KeyLimits(models=(MODEL,)))
     with pytest.raises(ModelNotAllowed):
         router.find("cloud", limited)

@@ -158,9 +158,9 @@ class Remote:
 
 
 def _client(limits: RemoteLimits) -> httpx2.AsyncClient:
-    pool = httpx2.Limits(
-        max_connections=limits.connections, max_keepalive_connections=limits.keepalive
-    )
+    # One more than requests may have: a probe must not wait behind them and take that for a failure.
+    most = limits.connections + 1
+    pool = httpx2.Limits(max_connections=most, max_keepalive_connections=limits.keepalive)
     headers = {"user-agent": "onegpu", "accept-encoding": "identity"}
     if limits.api_key:
         headers["authorization"] = f"Bearer {limits.api_key}"
