@@ -739,6 +739,20 @@ async def test_probes_find_out_for_themselves():
     assert 'onegpu_remote_probes_total{outcome="ok",remote="far"} 1.0' in text
 
 
+async def test_a_look_that_raises_keeps_nobody_from_being_looked_at(monkeypatch, caplog):
+    async with house(FakeRemote(), FakeRemote()) as stack:
+        watch = RemoteWatch(stack.service.router, stack.admission, stack.still)
+        first, second = watch.routed
+
+        async def broken() -> None:
+            raise ValueError("a fault of its own")
+
+        monkeypatch.setattr(first, "probe", broken)
+        await watch.look()
+    assert second.probes == {"ok": 1}
+    assert "a fault of its own" in caplog.text
+
+
 async def test_a_probe_has_a_connection_of_its_own():
     remote = FakeRemote(stall)
     async with house(remote, connections=1) as stack, asking(stack) as task:

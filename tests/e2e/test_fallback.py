@@ -69,6 +69,8 @@ def test_a_server_stands_in_for_another_until_it_is_gone(tmp_path: Path) -> None
                 " word0",
             )
             assert whole["usage"]["completion_tokens"] == 200
+            probed = 'onegpu_remote_probes_total{outcome="ok",remote="far"}'
+            until(lambda: probed in http.get("/metrics").text)
             lines: list[str] = []
             with http.stream("POST", CHAT, json=body) as answer:
                 for line in answer.iter_lines():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from server.core.clock import Clock
 from server.gateway.line import Line
 from server.gateway.remote.model import Remote
 from server.gateway.routing import ModelRouter
+
+log = logging.getLogger(__name__)
 
 _LONGEST_SLEEP = 1.0
 """Seconds after which changed routes are noticed."""
@@ -44,7 +47,12 @@ class RemoteWatch:
                 self._line.close_lane(remote.lane)
                 await remote.close()
         due = [one for one in routed if one.limits.probe_every and now >= one.next_probe]
-        await asyncio.gather(*(remote.probe() for remote in due))
+        found = await asyncio.gather(*(one.probe() for one in due), return_exceptions=True)
+        for remote, fault in zip(due, found, strict=True):
+            if isinstance(
+                fault, Exception
+            ):  # of this server's own: others are looked at all the same
+                log.error("Looking at the remote %s failed", remote.name, exc_info=fault)
 
     async def close(self) -> None:
         """End all requests and connections."""
