@@ -187,6 +187,7 @@ def test_a_signal_to_both_processes_is_one_wish() -> None:
             next(lines)
             (worker,) = children(server.process.pid)
             os.kill(worker, signal.SIGTERM)
+            until(lambda: "Shutting down" in "".join(server.stderr))
             server.process.send_signal(signal.SIGTERM)
             last = [line for line in lines if line][-1]
         assert server.wait() == 0

@@ -14,7 +14,7 @@ from server.supervisor.backoff import Backoff
 from server.supervisor.notify import Notifier
 from server.supervisor.page import Page, WorkerState, shared_file
 from server.supervisor.watchdog import Watchdog
-from server.supervisor.worker import describe
+from server.supervisor.worker import NATIVE, describe
 
 
 @pytest.fixture
@@ -86,6 +86,11 @@ def test_a_fault_may_pass_before_it_counts() -> None:
     assert watchdog.look(3.0, 2, "", 60.0) is None
     assert watchdog.look(4.0, 3, "stalled", 60.0) is None
     assert watchdog.look(6.0, 4, "stalled", 60.0) == "stalled"
+
+
+def test_who_is_killed_from_outside_has_not_crashed() -> None:
+    assert signal.SIGABRT in NATIVE
+    assert not NATIVE & {signal.SIGKILL, signal.SIGTERM, signal.SIGINT}
 
 
 def test_ends_have_names() -> None:
