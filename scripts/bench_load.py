@@ -51,6 +51,7 @@ class Served:
             "ONEGPU_GATEWAY__MAX_QUEUE": 64,
             "ONEGPU_SERVER__PORT": self.port,
             "ONEGPU_SERVER__ACCESS_LOG": "false",
+            "ONEGPU_SERVER__SUPERVISED": "false",  # the process that is measured is the one that serves
             "ONEGPU_LOGGING__LEVEL": "error",
             "PACED_STEP_MS": options.step_ms,
             **settings,
