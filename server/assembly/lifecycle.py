@@ -101,7 +101,7 @@ class Lifecycle:
         self._again = False
         """Whether another process has said already what there is to say to a person."""
         if inherited is not None:
-            self._again = inherited.page.restarts > 0
+            self._again = any(inherited.page.restarts.values())
             self._pulse = Pulse(inherited.page, parts.health, parts.preload[0], inherited.keep)
         self._terminal = Terminal()
         self._signalled = asyncio.Event()

@@ -95,7 +95,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
         list(dict.fromkeys(one.host for one in router.served)), budget_of(memory), clock
     )
     authenticator = Authenticator(KeyView(settings.data_dir), clock, FailureLimiter(clock))
-    metrics = Metrics(hosts.hosts, admission, 0 if page is None else page.restarts)
+    metrics = Metrics(hosts.hosts, admission, {} if page is None else page.restarts)
     metrics.add(KeyRefusalsCollector(authenticator.counters))
     answers = AnswerKeeper[Head](answer_limits(settings.gateway.idempotency), clock)
     metrics.add(AnswersCollector(answers))

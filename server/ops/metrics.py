@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -20,13 +20,17 @@ _GAPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 class Metrics:
     """The gateway's `Telemetry`, and the engine's own numbers read at every scrape."""
 
-    def __init__(self, hosts: Iterable[Host], admission: Line, restarts: int = 0) -> None:
-        """`hosts` and `admission` are only read. `restarts`: processes before this one."""
+    def __init__(
+        self, hosts: Iterable[Host], admission: Line, restarts: Mapping[str, int] | None = None
+    ) -> None:
+        """`hosts` and `admission` are only read. `restarts`: processes before this one, by cause."""
         self._registry = CollectorRegistry()
         self._registry.register(StateCollector(hosts, admission))
-        self._counter(
-            "restarts", "Server processes that died and were replaced, since the supervisor began."
-        ).inc(restarts)
+        ended = self._counter(
+            "restarts", "Server processes replaced since the supervisor began.", ("cause",)
+        )
+        for cause, count in (restarts or {}).items():
+            ended.labels(cause).inc(count)
         self._requests = self._counter(
             "requests", "HTTP requests answered.", ("endpoint", "status")
         )

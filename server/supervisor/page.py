@@ -9,7 +9,8 @@ import mmap
 import os
 import struct
 import tempfile
-from enum import IntEnum
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -26,6 +27,19 @@ class WorkerState(IntEnum):
     STOPPING = 3
 
 
+class Cause(StrEnum):
+    """Why a worker had to be replaced."""
+
+    CRASHED = "crashed"
+    """Native code brought a signal upon it."""
+    KILLED = "killed"
+    """Another signal, from whomever."""
+    UNFIT = "unfit"
+    """It lived and did not do its work; the supervisor ended it."""
+    EXITED = "exited"
+    """It ended by itself, or could not be started."""
+
+
 class _Number(Generic[T]):
     """A field of one number, in `struct`'s form."""
 
@@ -38,6 +52,20 @@ class _Number(Generic[T]):
 
     def __set__(self, page: Page, value: T) -> None:
         self._struct.pack_into(page.memory, self._offset, value)
+
+
+class _Counts:
+    """A field of numbers by cause."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset, self._struct = offset, struct.Struct(f"{len(Cause)}Q")
+
+    def __get__(self, page: Page, _: type[Page]) -> dict[str, int]:
+        numbers = self._struct.unpack_from(page.memory, self._offset)
+        return {str(cause): number for cause, number in zip(Cause, numbers, strict=True)}
+
+    def __set__(self, page: Page, value: Mapping[Cause, int]) -> None:
+        self._struct.pack_into(page.memory, self._offset, *(value.get(one, 0) for one in Cause))
 
 
 class _Text:
@@ -75,22 +103,22 @@ class Page:
     """Seconds after which a loop that stands still is a dead one."""
     reloads = _Number(40, "Q", int)
     """Counted up when the configuration has been read again."""
-    restarts = _Number(48, "Q", int)
-    """Workers before this one; the supervisor writes it."""
     failed = _Number(56, "Q", int)
-    """Of these, those since the last one that was ready."""
+    """Of `restarts`, those since the last one that was ready."""
     fault = _Text(64, 448)
     """Why only a restart helps; empty: nothing is wrong."""
     reloaded = _Text(512, 512)
     """What became of the last reading of the configuration."""
     last_words = _Text(1024, 1024)
     """What native code said when it aborted."""
+    restarts = _Counts(2048)
+    """Workers before this one, by what ended them; the supervisor writes it."""
 
     def __init__(self, descriptor: int) -> None:
         """Map it; the descriptor may be closed afterwards."""
         self.memory: Any = mmap.mmap(descriptor, self.SIZE)
 
-    def renew(self, restarts: int, failed: int) -> None:
+    def renew(self, restarts: Mapping[Cause, int], failed: int) -> None:
         """Begin with another worker: forget what the last one told of itself."""
         self.memory[:_FRESH] = bytes(_FRESH)
         self.restarts, self.failed = restarts, failed

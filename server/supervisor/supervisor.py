@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from server.supervisor.backoff import Backoff
 from server.supervisor.fingerprints import Fingerprints
 from server.supervisor.inherited import Descriptors
 from server.supervisor.notify import VARIABLES, Notifier
-from server.supervisor.page import Page, WorkerState, shared_file
+from server.supervisor.page import Cause, Page, WorkerState, shared_file
 from server.supervisor.responder import Responder
 from server.supervisor.terminal import Terminal
 from server.supervisor.watchdog import Watchdog
@@ -48,6 +49,15 @@ class End:
     """What native code said last."""
     reason: str | None
     """Why the supervisor ended it; None: it ended by itself."""
+
+    @property
+    def cause(self) -> Cause:
+        """What it is counted as."""
+        if self.code >= 0:
+            return Cause.EXITED
+        if self.reason is not None:
+            return Cause.UNFIT
+        return Cause.CRASHED if -self.code in NATIVE else Cause.KILLED
 
     def __str__(self) -> str:
         """Say it in one line, to follow "the server process"."""
@@ -82,7 +92,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._stopping: int | None = None
         """The signal that asked for the end."""
-        self._restarts = 0
+        self._restarts: Counter[Cause] = Counter()
         self._failed = 0
         """Workers since the last one that was ready."""
         self._served = False
@@ -107,7 +117,7 @@ class Supervisor:
                     return status
                 if await self._pause(end):
                     return 0
-                self._restarts += 1
+                self._restarts[end.cause] += 1
                 self._failed = 0 if end.ready_for is not None else self._failed + 1
         finally:
             alive.cancel()

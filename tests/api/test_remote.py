@@ -133,6 +133,19 @@ async def test_the_official_client_streams_from_a_remote():
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_a_retry_under_an_idempotency_key_asks_a_remote_once(stream):
+    remote = FakeRemote()
+    async with house(remote) as stack:
+        first, again = [
+            await post(stack, stream=stream, headers={"idempotency-key": "one"}) for _ in range(2)
+        ]
+    assert "afar" in first.text
+    assert first.text == again.text
+    assert again.headers["idempotency-replayed"] == "true"
+    assert len(remote.exchanges) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 async def test_all_four_kinds_of_answers(path, stream):
     remote = FakeRemote()

@@ -59,7 +59,7 @@ def test_a_request_that_brings_the_server_down_twice_is_refused() -> None:
         metrics = http.get("/metrics").text
     assert refused.status_code == 422
     assert refused.json()["error"]["code"] == "repeated_crash"
-    assert "onegpu_restarts_total 2.0" in metrics
+    assert 'onegpu_restarts_total{cause="crashed"} 2.0' in metrics
     assert "".join(server.stderr).count("was killed by SIGABRT") == 2
 
 

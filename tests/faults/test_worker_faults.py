@@ -48,4 +48,6 @@ def test_what_comes_of_it(name: str, *, stream: bool) -> None:
             victim, neighbour = (each.result() for each in both)
         later = outcome(server, stream=stream, max_tokens=4)
         live = http.get("/health/live").json()["status"]
+        metrics = http.get("/metrics").text.splitlines()
     assert Row(victim, neighbour, later, live, row.counted) == row
+    assert f"{row.counted} 1.0" in metrics

@@ -29,7 +29,7 @@ def test_what_ran_at_a_crash_is_known_to_the_next_process(page) -> None:
 
     assert Fingerprints(page).crashed(100.0) == 2
 
-    page.renew(1, 0)
+    page.renew({}, 0)
     after = Fingerprints(page)
     assert after.crashes(A) == (1, 100.0)
     assert after.crashes(B) == (0, 0.0)
@@ -63,7 +63,7 @@ def test_a_crash_of_long_ago_does_not_count(page) -> None:
 
 def test_a_process_that_was_killed_leaves_no_suspects(page) -> None:
     Fingerprints(page).add(A)
-    page.renew(1, 0)
+    page.renew({}, 0)
     assert Fingerprints(page).crashed(1.0) == 0
 
 

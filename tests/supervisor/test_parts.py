@@ -12,7 +12,8 @@ import pytest
 
 from server.supervisor.backoff import Backoff
 from server.supervisor.notify import Notifier
-from server.supervisor.page import Page, WorkerState, shared_file
+from server.supervisor.page import Cause, Page, WorkerState, shared_file
+from server.supervisor.supervisor import End
 from server.supervisor.watchdog import Watchdog
 from server.supervisor.worker import NATIVE, describe
 
@@ -37,10 +38,27 @@ def test_both_sides_see_one_page(page) -> None:
     assert theirs.fault == "dead: ä" + "x" * (447 - len("dead: ä".encode()))
     assert theirs.last_words == "öl" * 341  # a character is not cut in half
 
-    theirs.renew(3, 2)
+    theirs.renew({Cause.KILLED: 3, Cause.EXITED: 1}, 2)
 
     assert (mine.state, mine.beats, mine.fault) == (WorkerState.STARTING, 0, "")
-    assert (mine.restarts, mine.failed) == (3, 2)
+    assert mine.restarts == {"crashed": 0, "killed": 3, "unfit": 0, "exited": 1}
+    assert mine.failed == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "cause"),
+    [
+        (-signal.SIGABRT, None, Cause.CRASHED),
+        (-signal.SIGSEGV, None, Cause.CRASHED),
+        (-signal.SIGKILL, None, Cause.KILLED),
+        (-signal.SIGTERM, None, Cause.KILLED),
+        (-signal.SIGKILL, "its event loop stood still for 61 s", Cause.UNFIT),
+        (0, None, Cause.EXITED),
+        (1, "it could not be started: Too many open files", Cause.EXITED),
+    ],
+)
+def test_an_end_is_counted_by_its_cause(code, reason, cause) -> None:
+    assert End(code, 1.0, "", reason).cause is cause
 
 
 def test_a_text_is_replaced_by_a_shorter_one(page) -> None:
