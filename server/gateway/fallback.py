@@ -123,10 +123,8 @@ class Course:
 
     @property
     def quick(self) -> bool:
-        """Whether `open` need not wait for a load."""
-        if self._targets and self._fallback.trouble(self.primary) is not None:
-            return False
-        return self.loading is None
+        """Whether `open` need not wait for a load, be it another one's after the line was full."""
+        return not self._targets and self.loading is None
 
     @property
     def loading(self) -> Host | None:

@@ -152,12 +152,12 @@ class ModelRouter:
         return _limited(self.named(chosen, routes), principal)
 
     def _targets(self, routes: Routes, alias: Alias, principal: Principal) -> list[str]:
-        """Return the targets that `principal` may use.
+        """Return the targets with a weight that `principal` may use.
 
         Who may use the alias by its name may use what it stands for, by that name.
         """
         granted = principal.may_use((alias.name,))
-        names = [name for name, _ in alias.targets]
+        names = [name for name, weight in alias.targets if weight]
         return [
             name
             for name in names

@@ -28,8 +28,10 @@ def _targets(alias: str, given: object) -> dict[str, float]:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not name or not number or not 0 <= weight < math.inf:
             raise ValueError(f"{alias}: the weight of {name} must be a number, 0 or more")
-    if not sum(given.values()):
+    if not (total := sum(given.values())):
         raise ValueError(f"{alias}: at least one weight must be more than 0")
+    if not math.isfinite(total):
+        raise ValueError(f"{alias}: the sum of the weights is too large")
     return {str(name): float(weight) for name, weight in given.items()}
 
 

@@ -12,8 +12,9 @@ import openai
 import pytest
 
 from server.api.limits import ApiLimits
-from server.core.errors import EngineDead
+from server.core.errors import EngineDead, Unavailable
 from server.gateway.generation import StandIn
+from server.gateway.ticket import Hold
 from tests.api.asking import post
 from tests.serving import MODEL, serve
 from tests.standby import Trio
@@ -176,6 +177,28 @@ async def test_a_stream_waits_for_a_targets_load_with_comments():
         rest = [line async for line in lines if line]
     assert ": fallback small dead" in rest
     assert rest[-1] == "data: [DONE]"
+
+
+async def test_a_full_line_that_leads_to_a_targets_load_opens_the_stream_in_time():
+    trio = manual(stream_hold=0.0)
+    trio.unloaded("small")
+    trio.small.manual = False
+    trio.stand_in({MODEL: ("small",)})
+    trio.host(MODEL).lane.hold(Hold(_short, shut=True))
+    async with serve(trio), asking(trio) as task:
+        async with asyncio.timeout(5):
+            answer = await task
+        lines = answer.aiter_lines()
+        assert await anext(lines) == ": processing"
+        trio.small.come_up()
+        rest = [line async for line in lines if line]
+    assert ": fallback small gpu_memory" in rest
+
+
+def _short() -> Unavailable:
+    error = Unavailable("the card is full", retry_after=3.0)
+    error.code = "gpu_memory"
+    return error
 
 
 async def test_where_nobody_answers_an_opened_stream_ends_with_the_models_own_error():

@@ -47,6 +47,7 @@ def test_what_leads_nowhere_is_refused(tmp_path, text, told):
         ("aliases: {a: {b: -1}}", "a: the weight of b must be a number, 0 or more"),
         ("aliases: {a: {b: much}}", "a: the weight of b must be a number, 0 or more"),
         ("aliases: {a: {b: 0}}", "a: at least one weight must be more than 0"),
+        ("aliases: {a: {b: 1.0e308, c: 1.0e308}}", "a: the sum of the weights is too large"),
         ("aliases: [a]", "must be lines of NAME: MODEL"),
     ],
 )

@@ -45,6 +45,12 @@ def test_weights_are_shares_of_conversations():
     assert none.choose(("a",), b"") is None
 
 
+def test_a_target_without_weight_is_nobodys(router):
+    router.routes = Routes({"gpt": Alias("gpt", (("a", 1.0), ("b", 0.0)))})
+    assert [one.agent.name for _, got in router.aliases(Principal()) for one in got] == ["a"]
+    assert router.aliases(key("b")) == [], "what it would be refused is not listed"
+
+
 def test_moving_weight_moves_nobody_back():
     later = Alias("gpt", (("a", 60.0), ("b", 40.0)))
     both = [
