@@ -721,9 +721,10 @@ async def test_while_one_tries_the_others_do_not():
         for _ in range(2):
             await post(stack)
         stack.still.advance(30)
-        remote.behave = stall
-        async with asking(stack) as task:
-            await task
+        remote.arrived.clear()
+        remote.behave = silent
+        async with asking(stack):
+            await remote.asked()
             assert "is not asked now" in (await post(stack)).text
         async with asyncio.timeout(5):
             await stack.admission.drained()
@@ -736,15 +737,15 @@ async def test_probes_find_out_for_themselves():
     async with house(remote) as stack:
         watch = RemoteWatch(stack.service.router, stack.admission, stack.still)
         for number in range(4):
-            await watch.look()
-            await watch.look()
+            await asyncio.gather(*await watch.look())
+            await asyncio.gather(*await watch.look())
             assert len(remote.exchanges) == number + 1, "one every 30 s"
             assert far(stack).up == (number == 0)
             stack.still.advance(30)
         assert {exchange.path for exchange in remote.exchanges} == {"/v1/models"}
         assert remote.exchanges[0].headers["authorization"] == f"Bearer {KEY}"
         remote.behave = FakeRemote().behave
-        await watch.look()
+        await asyncio.gather(*await watch.look())
         assert far(stack).up, "whoever comes next may try"
         assert (await post(stack)).status_code == 200
         text = _metrics(stack)
@@ -761,7 +762,7 @@ async def test_a_look_that_raises_keeps_nobody_from_being_looked_at(monkeypatch,
             raise ValueError("a fault of its own")
 
         monkeypatch.setattr(first, "probe", broken)
-        await watch.look()
+        await asyncio.gather(*await watch.look())
     assert second.probes == {"ok": 1}
     assert "a fault of its own" in caplog.text
 
@@ -800,16 +801,16 @@ async def test_a_remote_that_nobody_leads_to_any_more_is_let_go_when_it_is_idle(
     remote = FakeRemote(stall)
     async with house(remote) as stack:
         watch = RemoteWatch(stack.service.router, stack.admission, stack.still)
-        await watch.look()
+        await asyncio.gather(*await watch.look())
         gone, lanes = far(stack), len(stack.admission._lanes)
         async with asking(stack) as task:
             await task
             stack.service.router.routes = Routes(reasons=REASONS)
-            await watch.look()
+            await asyncio.gather(*await watch.look())
             assert not gone._client.is_closed
         async with asyncio.timeout(5):
             await stack.admission.drained()
-        await watch.look()
+        await asyncio.gather(*await watch.look())
         assert gone._client.is_closed
         assert len(stack.admission._lanes) == lanes - 1
         assert error_of(await post(stack)) == (404, "model_not_found")

@@ -53,6 +53,18 @@ def test_after_the_pause_one_may_try(breaker, clock):
     assert state(breaker) is BreakerState.CLOSED, "counted from anew"
 
 
+def test_a_try_that_speaks_closes_it_and_its_end_counts_as_anybodys(breaker, clock):
+    fail(breaker, 3)
+    clock.advance(30.0)
+    trial = breaker.begin()
+    trial.spoke()
+    assert state(breaker) is BreakerState.CLOSED
+    fail(breaker, 2)
+    trial.spoke()
+    trial.failed()
+    assert state(breaker) is BreakerState.OPEN, "its words took back no failure of others"
+
+
 def test_a_try_that_fails_doubles_the_pause_up_to_a_limit(breaker, clock):
     fail(breaker, 3)
     pauses = []

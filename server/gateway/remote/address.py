@@ -8,10 +8,12 @@ makes a difference.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+_PLAIN = re.compile(r"[\x21-\x7e]+")
 _NAMES = frozenset(
     {
         "instance-data",
@@ -43,6 +45,8 @@ class ForbiddenAddress(Exception):
 
 def check_url(url: str) -> None:
     """Raise `ValueError` for a base URL that cannot be, or must not be, a remote's."""
+    if _PLAIN.fullmatch(url) is None:
+        raise ValueError("must be ASCII without spaces; other letters of a host are written xn--…")
     try:
         parts = urlsplit(url)
         host, _ = (parts.hostname or "").rstrip("."), parts.port
@@ -67,8 +71,20 @@ def is_forbidden(text: str) -> bool:
     return any(_is_bad(one) for one in (address, *_embedded(address)))
 
 
+class Look:
+    """The HTTP client's `trace` of one request: looks at its connection if that is a new one."""
+
+    fresh = False
+    """Whether a connection was made for it."""
+
+    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        """Raise `ForbiddenAddress` before anything is sent to where no remote may be."""
+        self.fresh = self.fresh or event == "connection.connect_tcp.started"
+        await watch_connection(event, info)
+
+
 async def watch_connection(event: str, info: Mapping[str, Any]) -> None:
-    """Look at each new connection, as the HTTP client's `trace`. Raises `ForbiddenAddress`."""
+    """Look at a connection once it is there. Raises `ForbiddenAddress`."""
     if event != "connection.connect_tcp.complete":
         return
     stream = info["return_value"]

@@ -45,6 +45,10 @@ class Trial:
         self._breaker = breaker
         self._told = False
 
+    def spoke(self) -> None:
+        """It began to answer: if this is the try, others need not wait for its end."""
+        self._breaker.heard(self)
+
     def succeeded(self) -> None:
         """The remote answered; what it said is another matter."""
         self._tell(outcome=True)
@@ -111,6 +115,11 @@ class Breaker:
             self._until = max(self._until, self._clock.monotonic() + self._pause)
         else:
             self._failed(tried=False)
+
+    def heard(self, trial: Trial) -> None:
+        """Close for the first words of a try. How it ends counts as for any other request."""
+        if trial is self._trial:
+            self.tell(trial, outcome=True)
 
     def tell(self, trial: Trial, *, outcome: bool | None) -> None:
         """Take the outcome of a request; None: it is not known."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 from collections.abc import AsyncIterator, Mapping
@@ -22,16 +21,13 @@ from server.gateway.patience import TimeLimits
 from server.gateway.rate_limit import Grant
 from server.gateway.remote.address import ForbiddenAddress
 from server.gateway.remote.model import Remote
+from server.gateway.remote.reading import DONE, MOST_ANSWER, documents, linger, read_bounded
 from server.gateway.remote.refusals import Refused, read_refusal
 from server.gateway.remote.wire import Garbage, RemoteBatch, RemoteDelta, RemoteReader, RemoteUsage
 from server.gateway.ticket import Outlook, Ticket
 
 log = logging.getLogger(__name__)
 
-_MOST_EVENT = 2**20
-"""Bytes of one event of a stream."""
-_MOST_ANSWER = 64 * 2**20
-"""Bytes of a whole answer."""
 _AHEAD = 256
 """Events that may wait for their reader; then the remote waits."""
 _BYTES_PER_TOKEN = 4
@@ -175,7 +171,7 @@ class RemoteGeneration:
             return
         self.closed = True
         sent = self._sent
-        if self._task is not None:
+        if self._task is not None and not self._ended:
             self._task.cancel()
         self._trial.abandoned()
         if sent and not self._ended:
@@ -192,6 +188,12 @@ class RemoteGeneration:
 
     def _start(self, _index: int, _rank: Rank) -> None:
         self._task = self.remote.spawn(self._run())
+        self._task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """Tell whoever still reads that the server has ended it, even before it began."""
+        if task.cancelled() and not self.closed:
+            self._end("aborted", Draining("The server is shutting down."))
 
     async def _run(self) -> None:
         """Send, read, and tell the breaker how it went."""
@@ -208,17 +210,12 @@ class RemoteGeneration:
         except (RemoteFailed, Garbage, httpx2.HTTPError, ForbiddenAddress, TimeoutError) as error:
             self.remote.failed(self._trial.failed)
             self._end("failed", _told(name, error))
-        except asyncio.CancelledError:
-            if not self.closed:
-                self._end("aborted", Draining("The server is shutting down."))
-            raise
         except Exception as error:
             log.exception("A request to the remote %s failed", name)
             self.remote.failed(self._trial.failed)
             self._end("failed", error)
         else:
-            self._trial.succeeded()
-            self._end("ok", None)
+            self._succeed()
 
     async def _talk(self) -> None:
         async with asyncio.timeout(self.remote.limits.read_timeout) as patience:
@@ -234,43 +231,47 @@ class RemoteGeneration:
 
     async def _read_stream(self, response: httpx2.Response, patience: asyncio.Timeout) -> None:
         """Read events; only one that says something puts the end of patience off."""
-        size = 0
         loop = asyncio.get_running_loop()
-        events = aiter(httpx2.EventSource(response, max_event_size=_MOST_EVENT))
-        async with aclosing(events):  # type: ignore[type-var] # it is a generator
-            async for event in events:
-                size += len(event.data)
-                if size > _MOST_ANSWER:
-                    raise Garbage(f"more than {_MOST_ANSWER} bytes")
-                if event.data == "[DONE]":
+        async with aclosing(documents(response)) as found:
+            async for data in found:
+                if data == DONE:
                     break
                 before = self.usage
-                batch = self._reader.chunk(event.data)
+                batch = self._reader.chunk(data)
                 if batch or self.usage is not before:
                     patience.reschedule(None)
                     await self._push(batch)
                     patience.reschedule(loop.time() + self.remote.limits.read_timeout)
-        if not self._reader.complete:
-            raise Garbage("a stream that ends before its answer does")
+            if not self._reader.complete:
+                raise Garbage("a stream that ends before its answer does")
+            patience.reschedule(None)
+            self._succeed()
+            await linger(found)
 
     async def _read_whole(self, response: httpx2.Response) -> None:
-        data = await read_bounded(response, _MOST_ANSWER)
+        data = await read_bounded(response, MOST_ANSWER)
         await self._push(self._reader.whole(data.decode("utf-8", "replace")))
 
     async def _push(self, batch: RemoteBatch) -> None:
         """Hand events over; wait while the reader is far behind."""
         if self._first_at is None and batch:
             self._first_at = self._clock.monotonic()
-        for _, event in batch:
-            if isinstance(event, RemoteDelta):
-                self._written += len(json.dumps(event.fields, ensure_ascii=False).encode())
+            self._trial.spoke()
+        self._written += sum(event.size for _, event in batch if isinstance(event, RemoteDelta))
         self._pending += batch
         self._wake.set()
         while len(self._pending) > _AHEAD:
             self._room.clear()
             await self._room.wait()
 
+    def _succeed(self) -> None:
+        self._trial.succeeded()
+        self._end("ok", None)
+
     def _end(self, outcome: str, failure: Exception | None) -> None:
+        """Note what became of it. Once."""
+        if self._ended:
+            return
         self.remote.requests[outcome] += 1
         self._failure, self._ended = failure, True
         self._ticket.note_ended(0)
@@ -307,16 +308,6 @@ class RemoteGeneration:
             f"The answer of {self.model!r} was not complete in the time that this request has; "
             "it was ended."
         )
-
-
-async def read_bounded(response: httpx2.Response, most: int) -> bytes:
-    """Return a body of at most `most` bytes. Raises `Garbage` for a longer one."""
-    data = bytearray()
-    async for part in response.aiter_bytes():
-        data += part
-        if len(data) > most:
-            raise Garbage(f"more than {most} bytes")
-    return bytes(data)
 
 
 def _told(name: str, error: Exception) -> OnegpuError:

@@ -17,7 +17,7 @@ from server.core.clock import Clock
 from server.core.errors import RemoteFailed
 from server.gateway.agent import Agent
 from server.gateway.lane import Lane
-from server.gateway.remote.address import ForbiddenAddress, watch_connection
+from server.gateway.remote.address import ForbiddenAddress, Look
 from server.gateway.remote.breaker import Breaker, BreakerLimits, BreakerState
 from server.gateway.remote.wire import RemoteUsage
 
@@ -87,13 +87,17 @@ class Remote:
 
         Raises `ForbiddenAddress` before anything is sent to where no remote may be.
         """
+        look = Look()
         request = self._client.build_request(
-            "POST",
-            f"{self.limits.base_url}/{path}",
-            json=body,
-            extensions={"trace": watch_connection},
+            "POST", f"{self.limits.base_url}/{path}", json=body, extensions={"trace": look}
         )
-        response = await self._client.send(request, stream=True)
+        try:
+            response = await self._client.send(request, stream=True)
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+            # A kept connection may be closed from the other side just when it is used again.
+            if look.fresh:
+                raise
+            response = await self._client.send(request, stream=True)
         try:
             yield response
         finally:
@@ -144,10 +148,10 @@ class Remote:
 
     async def _is_there(self) -> bool:
         """Ask for its models: any answer that is no failure and no refusal of the key will do."""
-        request = self._client.build_request(
-            "GET", f"{self.limits.base_url}/models", extensions={"trace": watch_connection}
-        )
         try:
+            request = self._client.build_request(
+                "GET", f"{self.limits.base_url}/models", extensions={"trace": Look()}
+            )
             async with asyncio.timeout(self.limits.read_timeout):
                 response = await self._client.send(request, stream=True)
                 await response.aclose()

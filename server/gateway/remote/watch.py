@@ -25,6 +25,8 @@ class RemoteWatch:
         self._line = line
         self._clock = clock
         self._known: dict[Remote, None] = {}
+        self._probes: dict[Remote, asyncio.Task[None]] = {}
+        """The latest of each."""
 
     @property
     def routed(self) -> list[Remote]:
@@ -37,24 +39,37 @@ class RemoteWatch:
             await self.look()
             await asyncio.sleep(_LONGEST_SLEEP)
 
-    async def look(self) -> None:
-        """Probe those whose time has come; let go of those that are neither routed nor busy."""
+    async def look(self) -> list[asyncio.Task[None]]:
+        """Probe those whose time has come; let go of those that are neither routed nor busy.
+
+        Returns the probes that are under way: one that hangs keeps no other waiting.
+        """
         routed, now = self.routed, self._clock.monotonic()
         self._known |= dict.fromkeys(routed)
         for remote in [one for one in self._known if one not in routed]:
             if not remote.lane.outstanding:
                 del self._known[remote]
+                self._probes.pop(remote, None)
                 self._line.close_lane(remote.lane)
                 await remote.close()
         due = [one for one in routed if one.limits.probe_every and now >= one.next_probe]
-        found = await asyncio.gather(*(one.probe() for one in due), return_exceptions=True)
-        for remote, fault in zip(due, found, strict=True):
-            if isinstance(
-                fault, Exception
-            ):  # of this server's own: others are looked at all the same
-                log.error("Looking at the remote %s failed", remote.name, exc_info=fault)
+        return [self._begin(remote) for remote in due]
+
+    def _begin(self, remote: Remote) -> asyncio.Task[None]:
+        """Begin a probe, or go on with the one that is under way."""
+        task = self._probes.get(remote)
+        if task is None or task.done():
+            task = self._probes[remote] = remote.spawn(_probe(remote))
+        return task
 
     async def close(self) -> None:
         """End all requests and connections."""
         everyone = dict.fromkeys([*self._known, *self.routed])
         await asyncio.gather(*(remote.close() for remote in everyone))
+
+
+async def _probe(remote: Remote) -> None:
+    try:
+        await remote.probe()
+    except Exception:
+        log.exception("Looking at the remote %s failed", remote.name)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-_FINISH = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+_FINISH = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
+_NOT_PASSED = ("function_call", "audio")
+"""What would be lost: clients ask for it by fields that are unknown here."""
+_NO_TEXT = frozenset({"id", "index", "type"})
 _MOST_CALLS = 128
 _MOST_TOKENS = 2**31
 _MOST_SHOWN = 60
@@ -25,6 +29,11 @@ class RemoteDelta:
 
     fields: Mapping[str, Any]
     logprobs: Mapping[str, Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of what the model wrote."""
+        return _size(self.fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,9 @@ class RemoteReader:
         if not isinstance(delta, dict):
             raise Garbage(f"a choice without a {name}")
         fields: dict[str, Any] = {}
+        for key in _NOT_PASSED:
+            if delta.get(key) is not None:
+                raise Garbage(f"{key}, which is not passed on")
         for key in _TEXTS:
             text = delta.get(key)
             if text is not None and not isinstance(text, str):
@@ -155,7 +167,7 @@ class RemoteReader:
 def parse(data: str) -> dict[str, Any]:
     """Return a JSON object. Raises `Garbage`, also for an error that is told in its place."""
     try:
-        document = json.loads(data, parse_constant=_no_constant)
+        document = json.loads(data, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise Garbage(f"no JSON: {data[:_MOST_SHOWN]!r}") from None
     if not isinstance(document, dict):
@@ -167,6 +179,22 @@ def parse(data: str) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    """Refuse what is too large for a float: as infinity, it could not be written as JSON again."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, Mapping):
+        return sum(_size(one) for key, one in value.items() if key not in _NO_TEXT)
+    return sum(map(_size, value)) if isinstance(value, list) else 0
 
 
 def _is_number(value: Any) -> TypeGuard[int]:
