@@ -17,13 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.decision import decisions
 from server.api.body import parse_model
 from server.api.schemas.chat import ChatRequest
 from server.assembly.parts import Parts, build
 from server.core.clock import SystemClock
 from server.core.request import GenerationRequest
+from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
-from server.engine.scheduler import SchedulerLimits
 from server.gateway.principal import Principal
 from server.gateway.spec import GenerationSpec
 from server.llama.backend import LlamaBackend
@@ -149,6 +150,13 @@ async def report(parts: Parts, model: Path, rounds: int) -> None:
     print("engine thread, Python per stream and step (target: at most 25 µs)")
     for streams in (1, 4, 16, 64):
         print(f"  {streams:3} streams {engine_step(model, streams, 500) * 1e6:6.2f} µs")
+    print("scheduling decision, a request comes to a prefix that all share (targets: 400 µs, 2 ms)")
+    for slots in (64, 256):
+        ranked = sorted(decisions(slots, rounds))
+        p95 = ranked[int(len(ranked) * 0.95)]
+        print(
+            f"  {slots:3} slots   p50 {statistics.median(ranked) * 1e6:5.0f} µs, p95 {p95 * 1e6:5.0f} µs"
+        )
 
 
 def main() -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from server.core.errors import GenerationFailed
 from server.core.events import Event
 from server.core.request import GenerationRequest
-from server.engine.interface import EngineState, ModelInfo
+from server.engine.interface import Backend, EngineState, ModelInfo
+from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
 from server.engine.plan import DecodeCode, Sample, StepPlan, StepResult
-from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.scheduler import Scheduler
 
 N_VOCAB = 258
 EOG = 257
@@ -28,6 +29,7 @@ MODEL_INFO = ModelInfo(
     chat_template=None,
     fingerprint="fp_scripted",
     created=0,
+    shares_cells=True,
 )
 
 
@@ -88,6 +90,12 @@ class ScriptedBackend:
         self.successor = successor
         self.codes = dict(codes or {})
         self.cells: list[list[int]] = [[] for _ in range(limits.slots)]
+        """Slot → the tokens in its cells."""
+        self.places: list[list[int]] = [[] for _ in range(limits.slots)]
+        """Slot → which cells these are; several slots may have the same."""
+        self.copies: list[tuple[int, int, int, int]] = []
+        """Calls before it, source, slot and cells of every copy."""
+        self._places = itertools.count()
         self.open_slots: dict[int, GenerationRequest] = {}
         self.scopes: dict[int, str] = {}
         """Whose cells a slot has."""
@@ -102,6 +110,17 @@ class ScriptedBackend:
     def truncate(self, slot: int, keep: int) -> None:
         assert keep <= len(self.cells[slot]), "the scheduler counts cells that are not there"
         del self.cells[slot][keep:]
+        del self.places[slot][keep:]
+
+    def copy(self, source: int, slot: int, cells: int) -> None:
+        assert self.info.shares_cells, "a partial copy of a stream aborts the process"
+        assert source != slot
+        assert 0 < cells <= len(self.cells[source]), "the scheduler counts cells that are not there"
+        assert not self.cells[slot], "positions must not be there twice"
+        self.copies.append((len(self.plans), source, slot, cells))
+        self.cells[slot] = self.cells[source][:cells]
+        self.places[slot] = self.places[source][:cells]
+        self.scopes[slot] = self.scopes[source]
 
     def open(self, slot: int, request: GenerationRequest) -> None:
         self.close(slot)
@@ -122,20 +141,29 @@ class ScriptedBackend:
         self._check(plan)
         if code in (DecodeCode.ABORTED, DecodeCode.FAILED):
             for row in plan.rows:  # half of each is computed
-                self.cells[row.slot] += row.tokens[: len(row.tokens) // 2]
+                self._compute(row.slot, row.tokens[: len(row.tokens) // 2])
             return StepResult(
                 code, cells={row.slot: len(self.cells[row.slot]) for row in plan.rows}
             )
         if code is not DecodeCode.OK:
             return StepResult(code, reason="the plan is wrong")
         for row in plan.rows:
-            self.cells[row.slot] += row.tokens
-        self.most_cells = max(self.most_cells, sum(map(len, self.cells)))
+            self._compute(row.slot, row.tokens)
+        self.most_cells = max(self.most_cells, self.used_cells())
         assert self.most_cells <= self.limits.kv_cells, "more cells than there are"
         return StepResult(samples=[self.sample(row.slot) for row in plan.rows if row.output])
 
     def shutdown(self) -> None:
         self.closed = True
+
+    def used_cells(self, slots: Iterable[int] | None = None) -> int:
+        """Cells that `slots`, or all, hold, each counted once."""
+        held = self.places if slots is None else [self.places[slot] for slot in slots]
+        return len(set().union(*held))
+
+    def _compute(self, slot: int, tokens: Sequence[int]) -> None:
+        self.cells[slot] += tokens
+        self.places[slot] += [next(self._places) for _ in tokens]
 
     def _check(self, plan: StepPlan) -> None:
         slots = [row.slot for row in plan.rows]
@@ -187,14 +215,26 @@ def make_limits(**fields: int) -> SchedulerLimits:
 class LoopHarness:
     """An `EngineLoop` stepped by hand, with what it published."""
 
-    def __init__(self, limits: SchedulerLimits | None = None, **backend: object) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits | None = None,
+        *,
+        real: Backend | None = None,
+        **scripted: object,
+    ) -> None:
+        """`real`: a backend in place of the scripted one."""
         self.limits = limits or make_limits()
         self.clock = FakeClock()
-        self.backend = ScriptedBackend(self.limits, **backend)  # type: ignore[arg-type]
+        self.backend = ScriptedBackend(self.limits, **scripted)  # type: ignore[arg-type]
+        self.real = real
         self.events: dict[str, list[Event]] = {}
         self.states: list[EngineState] = []
         self.loop = EngineLoop(
-            lambda _progress: self.backend, self.limits, self.clock, self._publish, self._notify
+            lambda _progress: real or self.backend,
+            self.limits,
+            self.clock,
+            self._publish,
+            self._notify,
         )
         self.loop.load()
 
@@ -230,7 +270,15 @@ class LoopHarness:
         return self.loop.scheduler
 
     def check(self) -> None:
-        self.scheduler.pool.check_integrity()
+        """The books balance, and agree with what the backend holds."""
+        pool, backend = self.scheduler.pool, self.backend
+        pool.check_integrity()
+        if not self.scheduler._edits and self.real is None:
+            idle = [slot.index for slot in pool.slots if slot.sequence is None]
+            running = set(range(len(pool.slots))) - set(idle)
+            in_use = backend.used_cells(running)
+            assert pool.idle_cells == backend.used_cells() - in_use
+            assert pool.reserved_cells + pool.idle_cells <= pool.kv_cells
 
     def text(self, request_id: str) -> str:
         return "".join(getattr(event, "text", "") for event in self.events[request_id])

@@ -203,6 +203,7 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    cached: dict[str, int] = field(default_factory=dict)
     waiting: list[FakeStream] = field(default_factory=list)
     running: list[FakeStream] = field(default_factory=list)
     has_work: bool = False
@@ -285,6 +286,7 @@ class FakeEngine:
     def begin(self, stream: FakeStream, cached: int = 0) -> None:
         self.waiting.remove(stream)
         self.running.append(stream)
+        self.cached[stream.request_id] = cached
         stream.push(Started(self.running.index(stream), len(stream.request.prompt), cached))
 
     def say(self, stream: FakeStream, text: str) -> None:
@@ -296,7 +298,8 @@ class FakeEngine:
     def finish(
         self, stream: FakeStream, reason: FinishReason = FinishReason.STOP, completion: int = 5
     ) -> None:
-        usage = Usage(len(stream.request.prompt), completion, 0)
+        cached = self.cached.get(stream.request_id, 0)
+        usage = Usage(len(stream.request.prompt), completion, cached)
         stream.push(Finished(reason, usage, Timings(0.0, 0.0, 0.0)))
         self._drop(stream)
 

@@ -21,8 +21,8 @@ from server.core.clock import SystemClock
 from server.core.request import GenerationRequest
 from server.engine.inprocess import InProcessEngine
 from server.engine.interface import Backend, ModelInfo
+from server.engine.limits import SchedulerLimits
 from server.engine.plan import Sample, StepPlan, StepResult
-from server.engine.scheduler import SchedulerLimits
 from server.gateway.host import HostSpec
 from server.gateway.prompter import Prompter
 from server.settings import load
@@ -69,6 +69,7 @@ class Paced:
         chat_template=TEMPLATE,
         fingerprint="fp_paced",
         created=0,
+        shares_cells=True,
     )
     tokenizer = Bytes()
 
@@ -77,6 +78,9 @@ class Paced:
         self._step, self._row = step, row
 
     def truncate(self, slot: int, keep: int) -> None:
+        """Do nothing."""
+
+    def copy(self, source: int, slot: int, cells: int) -> None:
         """Do nothing."""
 
     def open(self, slot: int, request: GenerationRequest) -> None:

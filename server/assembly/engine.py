@@ -12,7 +12,7 @@ from server.core.clock import Clock
 from server.core.errors import ConfigError, ModelFileError, OnegpuError
 from server.engine.inprocess import InProcessEngine
 from server.engine.interface import Backend, BackendLoader
-from server.engine.scheduler import SchedulerLimits
+from server.engine.limits import SchedulerLimits
 from server.gateway.prompter import Prompter
 from server.llama.params import LlamaParams
 

@@ -38,7 +38,10 @@ class SampledLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A slot was found. `cached_tokens` of `prompt_tokens` need not be computed again."""
+    """A slot was found. `cached_tokens` of `prompt_tokens` need not be computed again.
+
+    Where another request is still computing them, that is what can be expected; `Usage` has what came of it.
+    """
 
     slot: int
     prompt_tokens: int

@@ -20,8 +20,8 @@ from server.engine.interface import (
     Tokenizer,
     Watch,
 )
+from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
-from server.engine.scheduler import SchedulerLimits
 
 
 class TokenStream:
@@ -188,7 +188,7 @@ class InProcessEngine:
                     request_id=sequence.request.request_id if sequence is not None else None,
                     n_ctx=self.limits.n_ctx,
                     prompt_tokens=sequence.prompt_length if sequence is not None else 0,
-                    computed_tokens=sequence.computed if sequence is not None else len(slot.tokens),
+                    computed_tokens=slot.cells,
                     cached_tokens=sequence.cached if sequence is not None else 0,
                     generated_tokens=sequence.generated if sequence is not None else 0,
                     reserved_cells=slot.reserved,

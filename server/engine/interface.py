@@ -34,6 +34,8 @@ class ModelInfo:
     metadata: Mapping[str, str] = field(default_factory=dict)
     partial_removal: bool = True
     """False for recurrent and hybrid memories, whose sequences can only be removed whole."""
+    shares_cells: bool = False
+    """Whether several slots can hold the same cells, so that `Backend.copy` costs nothing."""
 
 
 class Tokenizer(Protocol):
@@ -103,6 +105,10 @@ class Backend(Protocol):
 
     def truncate(self, slot: int, keep: int) -> None:
         """Drop cells of `slot` at positions ≥ `keep`, which is 0 unless `info.partial_removal`."""
+        ...
+
+    def copy(self, source: int, slot: int, cells: int) -> None:
+        """Let the empty `slot` share the first `cells` cells of `source`. Needs `info.shares_cells`."""
         ...
 
     def open(self, slot: int, request: GenerationRequest) -> None:

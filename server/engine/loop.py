@@ -13,8 +13,9 @@ from server.core.errors import EngineDead, GenerationFailed, OnegpuError
 from server.core.events import Event
 from server.core.request import GenerationRequest
 from server.engine.interface import Backend, BackendLoader, EngineState
-from server.engine.plan import Admission, DecodeCode
-from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.limits import SchedulerLimits
+from server.engine.plan import Copy, DecodeCode, Truncation
+from server.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,10 @@ class EngineLoop:
         """Load the model in this thread. Raises `ModelFileError`."""
         self.backend = self._load(self._progress)
         self.scheduler = Scheduler(
-            self.limits, self.backend.tokenizer, partial_removal=self.backend.info.partial_removal
+            self.limits,
+            self.backend.tokenizer,
+            partial_removal=self.backend.info.partial_removal,
+            sharing=self.backend.info.shares_cells,
         )
         self.load_progress = 1.0
         self.state = EngineState.READY
@@ -156,8 +160,11 @@ class EngineLoop:
     def _admit(self, scheduler: Scheduler, backend: Backend) -> None:
         """Edit memory as the scheduler says. A sampler that cannot be made ends one request."""
         for edit in scheduler.admit(self._clock.monotonic(), held=self.held):
+            if isinstance(edit, Copy):
+                backend.copy(edit.source, edit.slot, edit.cells)
+                continue
             backend.truncate(edit.slot, edit.keep)
-            if not isinstance(edit, Admission):
+            if isinstance(edit, Truncation):
                 continue
             try:
                 backend.open(edit.slot, edit.request)

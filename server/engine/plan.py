@@ -28,6 +28,18 @@ class Truncation:
     keep: int
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The first `cells` cells of `source` become those of the empty `slot`, too. Shared, not moved."""
+
+    source: int
+    slot: int
+    cells: int
+
+
+Edit = Admission | Truncation | Copy
+
+
 @dataclass(slots=True)
 class Rows:
     """Consecutive tokens of one sequence within one decode call.

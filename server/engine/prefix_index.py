@@ -1,13 +1,23 @@
-"""Which cached tokens a new prompt can take over.
+"""Which cached tokens can be shared with whom.
 
 Reuse is cut down to multiples of `ALIGN` and at least `ALIGN` prompt tokens are computed again:
 with that, chunked and reused runs group their rows as a fresh run does, which keeps Q8_0 KV
 bitwise equal.
+
+Tokens are compared as the bytes of their ids: a look at 256 slots takes microseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.engine.sequence import Sequence as Running
+    from server.engine.slots import Slot
 
 ALIGN = 8
 """Rows; prefill chunks end, and reuse ends, at multiples of it."""
@@ -15,9 +25,38 @@ ALIGN = 8
 MIN_PREFILL_ROWS = 2 * ALIGN
 """With this budget or more `chunk_rows` always makes progress, wherever the chunk starts."""
 
+MIN_AWAITED_ROWS = 8 * ALIGN
+"""Fewer rows are computed again at once: to wait for them costs a step, which costs about as much."""
+
+TOKEN_BYTES = 4
+
+
+class Missed(StrEnum):
+    """Why a request found no cells to share."""
+
+    NONE = "none"
+    """Nothing that is cached begins alike."""
+    TOO_SHORT = "too_short"
+    """What begins alike is shorter than `ALIGN` tokens, or the prompt is."""
+    SCOPE = "scope"
+    """The cells belong to another cache scope."""
+    COMPUTING_ELSEWHERE = "computing_elsewhere"
+    """They are being computed, in another cache scope."""
+    EVICTED = "evicted"
+    """They were cached, and had to make room."""
+    UNSHAREABLE = "unshareable"
+    """Their slot is in use, and neither this KV layout nor this kind of model can share its cells."""
+    FORBIDDEN = "forbidden"
+    """The request does not want any."""
+
+
+def token_key(tokens: Iterable[int]) -> bytes:
+    """Return the bytes that stand for `tokens`, `TOKEN_BYTES` each."""
+    return array("i", tokens).tobytes()
+
 
 def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Count equal tokens at the start of both, by slice comparisons in C."""
+    """Count equal elements at the start of both, by slice comparisons in C."""
     limit = min(len(left), len(right))
     if limit == 0 or left[0] != right[0]:
         return 0
@@ -33,15 +72,17 @@ def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
     return same
 
 
-def reusable_tokens(prompt: Sequence[int], cached: Sequence[int], *, partial_removal: bool) -> int:
-    """Return how many cells that hold `cached` a request for `prompt` may keep.
+def reusable_tokens(prompt: bytes, cached: bytes, *, partial_removal: bool) -> int:
+    """Return how many cells that hold `cached` a request for `prompt` may keep; both are keys.
 
     Without `partial_removal` (recurrent memories) a cached sequence is taken whole or not at all.
     """
-    common = common_prefix_length(prompt, cached)
+    common = common_prefix_length(prompt, cached) // TOKEN_BYTES
+    prompt_tokens = len(prompt) // TOKEN_BYTES
     if not partial_removal:
-        return common if common == len(cached) and common < len(prompt) else 0
-    return max(0, min(common, len(prompt) - ALIGN)) // ALIGN * ALIGN
+        whole = common == len(cached) // TOKEN_BYTES and common < prompt_tokens
+        return common if whole else 0
+    return max(0, min(common, prompt_tokens - ALIGN)) // ALIGN * ALIGN
 
 
 def chunk_rows(start: int, end: int, budget: int) -> int:
@@ -53,3 +94,80 @@ def chunk_rows(start: int, end: int, budget: int) -> int:
         return end - start
     stop = min(start + budget, end - ALIGN) // ALIGN * ALIGN
     return max(0, stop - start)
+
+
+@dataclass(slots=True)
+class Match:
+    """The longest prefix to be had now, and a longer one that is being computed."""
+
+    cells: int = 0
+    source: Slot | None = None
+    """Who holds them."""
+    awaited: int = 0
+    leader: Running | None = None
+    """Runs, and will hold `awaited` cells."""
+
+
+def find(
+    slots: Iterable[Slot], sequence: Running, *, partial_removal: bool = True, turn: float = 0
+) -> Match:
+    """Look for the longest prefix of a prompt in the slots of its scope.
+
+    Only who was admitted before `turn` can be waited for: so nobody waits for himself.
+    """
+    match, prompt = Match(), sequence.key
+    scope = sequence.request.cache_scope
+    probe = prompt[: ALIGN * TOKEN_BYTES] if partial_removal else b""
+    for slot in slots:
+        key, other = slot.key, slot.sequence
+        # Whoever does not begin like this has nothing longer than what was found.
+        if not key or slot.scope != scope or other is sequence or not key.startswith(probe):
+            continue
+        cells = awaited = reusable_tokens(prompt, key, partial_removal=partial_removal)
+        if other is not None:
+            cells = min(cells, other.computed // ALIGN * ALIGN)
+            leader = match.leader
+            if other.turn < turn and (
+                awaited > match.awaited
+                or (leader and awaited == match.awaited and other.turn < leader.turn)
+            ):
+                match.awaited, match.leader = awaited, other
+        if cells > match.cells:
+            match.cells, match.source = cells, slot
+            if partial_removal:
+                probe = prompt[: (cells + ALIGN) * TOKEN_BYTES]
+    if match.awaited < match.cells + MIN_AWAITED_ROWS:
+        match.awaited, match.leader = 0, None
+    return match
+
+
+_WEIGHT = [
+    Missed.NONE,
+    Missed.TOO_SHORT,
+    Missed.COMPUTING_ELSEWHERE,
+    Missed.SCOPE,
+    Missed.UNSHAREABLE,
+]
+"""Of several reasons the last one is told."""
+
+
+def why_missed(slots: Iterable[Slot], sequence: Running, *, evicted: bool) -> Missed:
+    """Say why `find` found nothing for `sequence`. `evicted`: its beginning had to make room."""
+    if not sequence.request.reuse_prefix:
+        return Missed.FORBIDDEN
+    if evicted:
+        return Missed.EVICTED
+    reason = Missed.NONE
+    first, probe = sequence.key[:TOKEN_BYTES], sequence.key[: ALIGN * TOKEN_BYTES]
+    for slot in slots:
+        if slot.sequence is sequence or not slot.key.startswith(first):
+            continue
+        alike = len(sequence.key) >= 2 * len(probe) and slot.key.startswith(probe)
+        if slot.scope == sequence.request.cache_scope:
+            found = Missed.UNSHAREABLE if alike else Missed.TOO_SHORT
+        elif alike:
+            found = Missed.SCOPE if slot.cells >= ALIGN else Missed.COMPUTING_ELSEWHERE
+        else:
+            continue
+        reason = max(reason, found, key=_WEIGHT.index)
+    return reason

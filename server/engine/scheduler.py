@@ -8,8 +8,6 @@ Deterministic: no clock of its own, no I/O, no thread. One step is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import attrgetter
 
 from server.core.errors import GenerationFailed, OnegpuError, QueueTimeout
@@ -17,51 +15,25 @@ from server.core.events import Delta, Event, Failed, Finished, FinishReason, Sta
 from server.core.request import GenerationRequest
 from server.engine.detokenizer import Detokenizer
 from server.engine.interface import Tokenizer
-from server.engine.plan import Admission, DecodeCode, Rows, Sample, StepPlan, StepResult, Truncation
-from server.engine.prefix_index import MIN_PREFILL_ROWS, chunk_rows
+from server.engine.limits import SchedulerLimits
+from server.engine.plan import (
+    Admission,
+    Copy,
+    DecodeCode,
+    Edit,
+    Rows,
+    Sample,
+    StepPlan,
+    StepResult,
+    Truncation,
+)
+from server.engine.prefill import prefill_budget, prefill_rows
 from server.engine.sequence import Sequence, SequenceStatus
-from server.engine.slots import SlotPool
+from server.engine.sharing import Followers
+from server.engine.slots import Placement, SlotPool
 from server.engine.waitlist import Waitlist
 
 NO_CELLS_RETRIES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """Sizes that admission and planning keep to."""
-
-    slots: int = 4
-    n_ctx: int = 4096
-    """Most tokens, prompt and output, of one sequence."""
-    kv_cells: int = 16384
-    max_rows: int = 512
-    """Rows of one decode call."""
-    prefill_rows: int = 512
-    """Most prefill rows of a step while nothing decodes."""
-    prefill_rows_decoding: int = 128
-    """Most prefill rows of a step while a stream waits for its next token."""
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for sizes with which prefill could starve or nothing could run."""
-        if self.max_rows < self.slots + MIN_PREFILL_ROWS:
-            message = f"max_rows must be at least slots + {MIN_PREFILL_ROWS}"
-            raise ValueError(message)
-        if min(self.prefill_rows, self.prefill_rows_decoding) < MIN_PREFILL_ROWS:
-            message = f"prefill_rows and prefill_rows_decoding must be at least {MIN_PREFILL_ROWS}"
-            raise ValueError(message)
-        if min(self.slots, self.n_ctx) < 1 or self.kv_cells < self.n_ctx:
-            message = "slots and n_ctx must be positive and kv_cells at least n_ctx"
-            raise ValueError(message)
-
-    def require(self, request: GenerationRequest) -> None:
-        """Raise `ValueError` for what could never run: the caller checks lengths first."""
-        tokens = len(request.prompt) + request.max_tokens
-        if not request.prompt or request.max_tokens < 1 or tokens > self.n_ctx:
-            message = (
-                f"{request.request_id}: a prompt of {len(request.prompt)} and {request.max_tokens} "
-                f"more tokens cannot run with n_ctx {self.n_ctx}"
-            )
-            raise ValueError(message)
 
 
 class EngineFailure(RuntimeError):
@@ -72,25 +44,33 @@ class Scheduler:
     """The engine's policy: slots by rank, decode rows first, then prefill."""
 
     def __init__(
-        self, limits: SchedulerLimits, tokenizer: Tokenizer, *, partial_removal: bool = True
+        self,
+        limits: SchedulerLimits,
+        tokenizer: Tokenizer,
+        *,
+        partial_removal: bool = True,
+        sharing: bool = False,
     ) -> None:
-        """`partial_removal`: whether the KV memory can drop the end of a sequence."""
+        """Take what the KV memory can do: drop the end of a sequence; let sequences share cells."""
         self.limits = limits
         self.pool = SlotPool(
-            slots=limits.slots, kv_cells=limits.kv_cells, partial_removal=partial_removal
+            slots=limits.slots,
+            kv_cells=limits.kv_cells,
+            partial_removal=partial_removal,
+            sharing=sharing,
         )
         self.waiting = Waitlist()
         self.running: list[Sequence] = []
         """Sorted by slot: llama.cpp's split KV layout is slower on unsorted rows."""
         self.counters: Counter[str] = Counter()
-        self._tokenizer = tokenizer
+        self._followers = Followers(self.pool, self.counters)
         self._pieces = tokenizer.pieces
         self._eog = tokenizer.eog
         self._partial_removal = partial_removal
         self._by_id: dict[str, Sequence] = {}
         self._events: list[tuple[str, Event]] = []
         self._closed: list[int] = []
-        self._edits: list[Truncation] = []
+        self._edits: list[Truncation | Copy] = []
         self.next_deadline = float("inf")
         """No waiting sequence's deadline is before it."""
         self._admitted = 0
@@ -144,28 +124,16 @@ class Scheduler:
 
     # A step
 
-    def admit(self, now: float, *, held: bool = False) -> list[Truncation | Admission]:
+    def admit(self, now: float, *, held: bool = False) -> list[Edit]:
         """Expire what waited too long, give slots to who is next unless `held`; return memory edits."""
         if now >= self.next_deadline:
             self._expire(now)
-        edits: list[Truncation | Admission] = list(self._edits)
+        edits: list[Edit] = [*self._edits, *self._followers.advance()]
         self._edits.clear()
         slots, acquire = self.limits.slots, self.pool.acquire
         most = 0 if held else slots
         while len(self.running) < most and (found := self.waiting.take(acquire, slots)):
-            sequence, (slot, keep, evictions) = found
-            sequence.slot, sequence.computed, sequence.cached = slot.index, keep, keep
-            sequence.status, sequence.started_at = SequenceStatus.RUNNING, now
-            self._admitted += 1
-            sequence.turn = self._admitted
-            self.running.append(sequence)
-            self.running.sort(key=attrgetter("slot"))
-            edits += evictions
-            edits.append(Admission(slot.index, keep, sequence.request))
-            self.counters["prompt_tokens"] += sequence.prompt_length
-            self.counters["cached_tokens"] += keep
-            self.counters["evictions"] += len(evictions)
-            self._emit(sequence, Started(slot.index, sequence.prompt_length, keep))
+            edits += self._enter(*found, now)
         return edits
 
     def plan(self) -> StepPlan | None:
@@ -179,12 +147,15 @@ class Scheduler:
                 rows.append(
                     Rows(sequence.slot, sequence.computed, sequence.tokens[-1:], output=True)
                 )
-            else:
+            elif sequence.leader is None:
                 prefilling.append(sequence)
         decode_rows = len(rows)
         if prefilling:
-            rows += self._prefill(prefilling, decode_rows)
+            budget = prefill_budget(self.limits, decode_rows, self._no_cells)
+            rows += prefill_rows(prefilling, budget)
             rows.sort(key=attrgetter("slot"))
+        if not rows:  # the one whom all others wait for has just failed
+            return None
         return StepPlan(rows, decode_rows, sum(len(row.tokens) for row in rows) - decode_rows)
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> None:
@@ -209,25 +180,23 @@ class Scheduler:
 
     # Details
 
-    def _prefill(self, prefilling: list[Sequence], decode_rows: int) -> Iterator[Rows]:
-        limits = self.limits
-        budget = min(
-            limits.max_rows - decode_rows,
-            limits.prefill_rows_decoding if decode_rows else limits.prefill_rows,
-        )
-        budget = max(budget >> self._no_cells, MIN_PREFILL_ROWS)
-        for sequence in sorted(prefilling, key=attrgetter("turn")):
-            count = chunk_rows(sequence.computed, len(sequence.tokens), budget)
-            if count == 0:
-                break
-            budget -= count
-            end = sequence.computed + count
-            yield Rows(
-                sequence.slot,
-                sequence.computed,
-                sequence.tokens[sequence.computed : end],
-                output=end == len(sequence.tokens),
-            )
+    def _enter(self, sequence: Sequence, place: Placement, now: float) -> list[Edit]:
+        """Let a sequence run in the slot that was found; return the memory edits that this takes."""
+        index, keep, match = place.slot.index, place.keep, place.match
+        sequence.slot, sequence.cached = index, keep
+        sequence.status, sequence.started_at = SequenceStatus.RUNNING, now
+        self._admitted += 1
+        sequence.turn = self._admitted
+        self._followers.admit(sequence, match)
+        self.running.append(sequence)
+        self.running.sort(key=attrgetter("slot"))
+        self.counters["prompt_tokens"] += sequence.prompt_length
+        self.counters["cached_tokens"] += keep
+        self.counters["evictions"] += sum(type(edit) is Truncation for edit in place.edits)
+        if place.missed is not None:
+            self.counters[f"prefix_missed_{place.missed}"] += 1
+        self._emit(sequence, Started(index, sequence.prompt_length, max(keep, match.awaited)))
+        return [*place.edits, Admission(index, keep, sequence.request)]
 
     def _accept(self, sequence: Sequence, sample: Sample, now: float) -> None:
         """Take one sampled token. What goes wrong here is this request's own."""
@@ -354,4 +323,4 @@ class Scheduler:
         for sequence in planned:
             held = min(cells.get(sequence.slot, 0), len(sequence.tokens))
             sequence.computed = max(0, held - 1) if self._partial_removal else 0
-            self._edits.append(Truncation(sequence.slot, sequence.computed))
+            self._edits += self.pool.cut(self.pool.slots[sequence.slot])

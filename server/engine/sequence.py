@@ -7,6 +7,7 @@ from enum import IntEnum
 from server.core.events import Timings, Usage
 from server.core.request import GenerationRequest
 from server.engine.detokenizer import Detokenizer
+from server.engine.prefix_index import token_key
 
 
 class SequenceStatus(IntEnum):
@@ -28,10 +29,13 @@ class Sequence:
 
     __slots__ = (
         "arrival",
+        "awaited",
         "cached",
         "computed",
         "detokenizer",
         "first_token_at",
+        "key",
+        "leader",
         "overtaken",
         "prompt_length",
         "request",
@@ -49,8 +53,13 @@ class Sequence:
         self.detokenizer = detokenizer
         self.tokens: list[int] = list(request.prompt)
         self.prompt_length = len(self.tokens)
+        self.key = token_key(self.tokens)
+        """The prompt, for comparisons."""
         self.computed = 0
         self.cached = 0
+        self.leader: Sequence | None = None
+        """Computes the first `awaited` tokens of this prompt, too; nothing is computed here meanwhile."""
+        self.awaited = 0
         self.slot = -1
         self.turn = 0
         """Order of admission to a slot."""

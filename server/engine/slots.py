@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from server.engine.plan import Truncation
-from server.engine.prefix_index import reusable_tokens
+from server.engine.cells import Holdings, Run
+from server.engine.plan import Copy, Truncation
+from server.engine.prefix_index import (
+    ALIGN,
+    TOKEN_BYTES,
+    Match,
+    Missed,
+    find,
+    token_key,
+    why_missed,
+)
 from server.engine.sequence import Sequence
 
+REMEMBERED_HEAD = 32 * TOKEN_BYTES
+REMEMBERED_EVICTIONS = 1024
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Slot:
     """One llama sequence id. Idle slots keep the cells of what they computed last."""
 
@@ -17,58 +30,115 @@ class Slot:
     sequence: Sequence | None = None
     reserved: int = 0
     """KV cells that the running sequence may come to use; 0 when idle."""
-    tokens: list[int] = field(default_factory=list)
-    """Idle: the tokens in its cells, one per cell."""
+    key: bytes = b""
+    """Idle: the tokens in its cells, one per cell. Running: the prompt's, computed or not."""
     scope: str = ""
-    """Idle: the `cache_scope` of the request that computed them."""
+    """The `cache_scope` of the request that runs, or ran last."""
     last_used: int = 0
-    """Tick of the last release."""
+    """Tick at which its cells were last of use to somebody."""
+    runs: list[Run] = field(default_factory=list)
+    """Whose computation its cells are."""
+
+    @property
+    def cells(self) -> int:
+        """KV cells that it holds: positions 0 … cells-1."""
+        running = self.sequence
+        return len(self.key) // TOKEN_BYTES if running is None else running.computed
+
+
+@dataclass(slots=True)
+class Placement:
+    """A slot for a sequence, and what to do to memory, in this order, before it enters."""
+
+    slot: Slot
+    keep: int
+    """Cells that it has from the start."""
+    edits: list[Truncation | Copy]
+    match: Match
+    missed: Missed | None
+    """Why it shares nothing."""
 
 
 class SlotPool:
     """A fixed set of slots over `kv_cells` cells.
 
-    Invariant: cells reserved by running sequences + cells held by idle slots ≤ `kv_cells`. Hence a
-    running sequence always finds a cell, and a decode call never fails for lack of them.
+    Invariant: cells reserved by running sequences + cells that only idle slots hold ≤ `kv_cells`. What a running
+    sequence shares counts in full among what it reserved. Hence it always finds a cell, whoever of those that share
+    with it ends, and a decode call never fails for lack of them.
     """
 
-    def __init__(self, *, slots: int, kv_cells: int, partial_removal: bool = True) -> None:
-        """`partial_removal`: whether the memory can drop the end of a sequence."""
+    def __init__(
+        self, *, slots: int, kv_cells: int, partial_removal: bool = True, sharing: bool = False
+    ) -> None:
+        """`partial_removal`: the memory can drop the end of a sequence; `sharing`: sequences can share cells."""
         self.kv_cells = kv_cells
         self.slots = [Slot(index) for index in range(slots)]
         self.reserved_cells = 0
         self.idle_cells = 0
+        """Cells that only idle slots hold, each counted once."""
         self._partial_removal = partial_removal
+        self._sharing = sharing and partial_removal
         self._tick = 0
+        self._evicted: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        """Scope and beginning of prefixes that nobody holds any more, the latest last."""
 
     def __repr__(self) -> str:
         """Show each slot as free, cached tokens, or the running request."""
         states = [
             slot.sequence.request.request_id
             if slot.sequence
-            else (f"{len(slot.tokens)} cached" if slot.tokens else "-")
+            else (f"{slot.cells} cached" if slot.cells else "-")
             for slot in self.slots
         ]
         cells = f"{self.reserved_cells}+{self.idle_cells}/{self.kv_cells} cells"
         return f"<SlotPool {cells} [{', '.join(states)}]>"
 
-    def acquire(self, sequence: Sequence) -> tuple[Slot, int, list[Truncation]] | None:
+    def acquire(self, sequence: Sequence) -> Placement | None:
         """Find a slot for `sequence` and reserve its cells; None while there is no slot or no room.
 
-        Takes the idle slot of its scope that shares the longest prefix, then the least recently
-        used one. Returns the slot, the cells to keep in it, and the idle slots to empty first.
+        It has the longest cached prefix of its scope from the start, whoever holds it, or waits for a longer one in the
+        slot whose cells are worth least.
         """
         need = sequence.cells_needed
         idle = [slot for slot in self.slots if slot.sequence is None]
         if not idle or self.reserved_cells + need > self.kv_cells:
             return None
-        slot, keep = self._choose(idle, sequence)
-        self.idle_cells -= len(slot.tokens)
-        slot.tokens = []
-        slot.sequence = sequence
-        slot.reserved = need
+        self._tick += 1
+        match = self._find(sequence, idle)
+        missed = None if match.source or match.leader else self._why_missed(sequence)
+        keep = 0 if match.leader else match.cells
+        slot, edits = self._settle(sequence, idle, match, keep)
+        slot.sequence, slot.reserved, slot.key = sequence, need, sequence.key
+        slot.scope = sequence.request.cache_scope
+        sequence.computed = keep
         self.reserved_cells += need
-        return slot, keep, self._evict(self.kv_cells - self.reserved_cells)
+        edits += self._evict(self.kv_cells - self.reserved_cells)
+        return Placement(slot, keep, edits, match, missed)
+
+    def share(self, sequence: Sequence, source: Slot, cells: int) -> list[Truncation | Copy]:
+        """Let a running sequence that has computed nothing yet take over `cells` of `source`."""
+        slot = self.slots[sequence.slot]
+        self._tick += 1
+        source.last_used = self._tick
+        self._adopt(slot, source, cells)
+        sequence.computed = cells
+        self.idle_cells = Holdings(self.slots).idle
+        return [Copy(source.index, slot.index, cells)]
+
+    def find(self, sequence: Sequence) -> Match:
+        """Look for what a running sequence that has computed nothing could share, or wait for."""
+        return find(self.slots, sequence, turn=sequence.turn)
+
+    def cut(self, slot: Slot) -> list[Truncation | Copy]:
+        """Note that the cells of a running slot end at `sequence.computed` now, earlier than they did.
+
+        What it shared and computes again needs room of its own, for which idle slots may have to go.
+        """
+        self._continue(slot, slot.cells, Holdings(self.slots))
+        return [
+            Truncation(slot.index, slot.cells),
+            *self._evict(self.kv_cells - self.reserved_cells),
+        ]
 
     def release(self, slot: Slot) -> None:
         """Make `slot` idle; what its sequence computed stays cached."""
@@ -77,21 +147,23 @@ class SlotPool:
             return
         self.reserved_cells -= slot.reserved
         slot.reserved = 0
+        slot.key = _computed_key(sequence)
         slot.sequence = None
-        slot.tokens = sequence.tokens[: sequence.computed]
-        slot.scope = sequence.request.cache_scope
-        self.idle_cells += len(slot.tokens)
         self._tick += 1
         slot.last_used = self._tick
+        self.idle_cells = Holdings(self.slots).idle
 
-    def evict_idle(self) -> list[Truncation]:
+    def evict_idle(self) -> list[Truncation | Copy]:
         """Empty all idle slots."""
-        return self._evict(0)
+        held = [slot for slot in self.slots if slot.sequence is None and slot.key]
+        edits: list[Truncation | Copy] = [self._truncate(slot, 0) for slot in held]
+        self.idle_cells = 0
+        return edits
 
     def check_integrity(self) -> None:
         """Raise `RuntimeError` when the books do not balance. For tests and for an idle engine."""
         reserved = sum(slot.reserved for slot in self.slots)
-        idle = sum(len(slot.tokens) for slot in self.slots)
+        idle = Holdings(self.slots).idle
         problems = []
         if reserved != self.reserved_cells or idle != self.idle_cells:
             problems.append(f"sums differ: reserved {reserved}, idle {idle}")
@@ -101,35 +173,111 @@ class SlotPool:
             running = slot.sequence
             if running is None and slot.reserved:
                 problems.append(f"slot {slot.index} is idle but reserves {slot.reserved}")
-            if running is not None and (
-                slot.tokens or running.computed > slot.reserved or running.finished
-            ):
+            if running is not None and (running.computed > slot.reserved or running.finished):
                 problems.append(f"slot {slot.index} does not match {running!r}")
+            starts = [run.start for run in slot.runs]
+            if starts != sorted(set(starts)) or (slot.cells and starts[:1] != [0]):
+                problems.append(f"slot {slot.index} has runs from {starts}")
         if problems:
             raise RuntimeError(f"{self!r}: {'; '.join(problems)}")
 
-    def _choose(self, idle: list[Slot], sequence: Sequence) -> tuple[Slot, int]:
-        request = sequence.request
+    # Choosing
 
-        def reusable(slot: Slot) -> int:
-            if not slot.tokens or not request.reuse_prefix or slot.scope != request.cache_scope:
-                return 0
-            return reusable_tokens(
-                sequence.tokens, slot.tokens, partial_removal=self._partial_removal
-            )
+    def _find(self, sequence: Sequence, idle: list[Slot]) -> Match:
+        if not sequence.request.reuse_prefix:
+            return Match()
+        if self._sharing:
+            return find(self.slots, sequence, turn=float("inf"))
+        return find(idle, sequence, partial_removal=self._partial_removal)
 
-        keep, _, index = max((reusable(slot), -slot.last_used, -slot.index) for slot in idle)
-        return self.slots[-index], keep
+    def _why_missed(self, sequence: Sequence) -> Missed:
+        head = sequence.request.cache_scope, sequence.key[:REMEMBERED_HEAD]
+        return why_missed(self.slots, sequence, evicted=head in self._evicted)
 
-    def _evict(self, room: int) -> list[Truncation]:
-        """Empty least recently used idle slots until the idle cells fit into `room`."""
-        evicted = []
-        for slot in sorted(
-            (slot for slot in self.slots if slot.tokens), key=lambda slot: slot.last_used
-        ):
-            if self.idle_cells <= room:
-                break
-            self.idle_cells -= len(slot.tokens)
-            slot.tokens = []
-            evicted.append(Truncation(slot.index, 0))
-        return evicted
+    def _settle(
+        self, sequence: Sequence, idle: list[Slot], match: Match, keep: int
+    ) -> tuple[Slot, list[Truncation | Copy]]:
+        """Empty the idle slot whose cells are worth least but for `keep`, and put those there."""
+        holdings = Holdings(self.slots)
+        prefix = sequence.key[: keep * TOKEN_BYTES]
+
+        def loss(slot: Slot) -> tuple[float, bool, int, int]:
+            fits = keep > 0 and self._has(slot, sequence, prefix)
+            lost = holdings.alone(slot, keep if fits else 0)
+            value = lost / (1 + self._tick - slot.last_used)
+            return value, not fits, slot.last_used, slot.index
+
+        source = match.source if keep else None
+        if source is not None and not self._sharing:
+            slot = source
+        else:
+            slot = min(idle, key=loss)
+        if source is not None:
+            source.last_used = self._tick
+        if keep and self._has(slot, sequence, prefix):
+            self._continue(slot, keep, holdings)
+            return slot, []
+        edits: list[Truncation | Copy] = []
+        if slot.key:
+            edits.append(self._truncate(slot, 0))
+        if source is None:
+            slot.runs = [Run(0)]
+        else:
+            self._adopt(slot, source, keep)
+            edits.append(Copy(source.index, slot.index, keep))
+        return slot, edits
+
+    def _has(self, slot: Slot, sequence: Sequence, prefix: bytes) -> bool:
+        return slot.scope == sequence.request.cache_scope and slot.key.startswith(prefix)
+
+    # Books
+
+    def _adopt(self, slot: Slot, source: Slot, cells: int) -> None:
+        """Let the empty `slot` hold the first `cells` of `source`, and compute on from there."""
+        slot.runs = [run for run in source.runs if run.start < cells] + [Run(cells)]
+
+    def _continue(self, slot: Slot, cells: int, holdings: Holdings) -> None:
+        """Compute on from `cells`: in the last run if nobody else has part in it, for two would go different ways."""
+        slot.runs = [run for run in slot.runs if run.start < cells]
+        if not slot.runs or holdings.shared(slot.runs[-1]):
+            slot.runs.append(Run(cells))
+
+    def _truncate(self, slot: Slot, keep: int) -> Truncation:
+        """Drop an idle slot's cells from `keep` on."""
+        if keep == 0:
+            self._evicted[slot.scope, slot.key[:REMEMBERED_HEAD]] = None
+            if len(self._evicted) > REMEMBERED_EVICTIONS:
+                self._evicted.popitem(last=False)
+        slot.key = slot.key[: keep * TOKEN_BYTES]
+        slot.runs = [run for run in slot.runs if run.start < keep]
+        return Truncation(slot.index, keep)
+
+    def _evict(self, room: int) -> list[Truncation | Copy]:
+        """Cut idle slots until the cells that only they hold fit into `room`.
+
+        The ends that nobody shares go first, those not used for longest before others; then beginnings that several
+        idle slots share.
+        """
+        edits: list[Truncation | Copy] = []
+        while (excess := (holdings := Holdings(self.slots)).idle - room) > 0:
+            held = [slot for slot in self.slots if slot.sequence is None and slot.key]
+            held.sort(key=lambda slot: slot.last_used)
+            freed = 0
+            for slot in held:
+                alone = holdings.alone(slot)
+                if alone and freed < excess:
+                    cells = slot.cells
+                    keep = max(0, cells - min(alone, excess - freed)) // ALIGN * ALIGN
+                    keep = keep if self._partial_removal else 0
+                    freed += min(alone, cells - keep)
+                    edits.append(self._truncate(slot, keep))
+            if not freed:
+                edits.append(self._truncate(held[0], 0))
+        self.idle_cells = holdings.idle
+        return edits
+
+
+def _computed_key(sequence: Sequence) -> bytes:
+    """Return the key of the tokens that a sequence has in the KV cache."""
+    generated = sequence.tokens[sequence.prompt_length : sequence.computed]
+    return sequence.key[: sequence.computed * TOKEN_BYTES] + token_key(generated)

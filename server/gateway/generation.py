@@ -320,6 +320,7 @@ class Generation:
             else:
                 choice.ended = True
                 choice.generated = event.usage.completion_tokens
+                choice.cached_tokens = event.usage.cached_tokens
                 self._count(choice)
         if tokens:
             if choice.last_at is None:

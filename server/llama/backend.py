@@ -99,6 +99,19 @@ class LlamaBackend:
             raise RuntimeError(message)
         self._cells[slot] = keep
 
+    def copy(self, source: int, slot: int, cells: int) -> None:
+        """Let the empty `slot` share the first `cells` cells of `source`: an entry per cell, no data.
+
+        Raises `ValueError` for what is not there, and where llama.cpp would copy a whole stream.
+        """
+        held = self._cells
+        known = 0 <= source < len(held) and 0 <= slot < len(held) and source != slot
+        if not self._info.shares_cells or not known or held[slot] or not 0 < cells <= held[source]:
+            message = f"slot {slot} cannot share {cells} cells of slot {source}"
+            raise ValueError(message)
+        self._library.memory_seq_cp(self._memory, source, slot, 0, cells)
+        held[slot] = cells
+
     def open(self, slot: int, request: GenerationRequest) -> None:
         """Make the sampler of `slot`.
 

@@ -204,6 +204,7 @@ def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelIn
     library, model = loaded.library, loaded.model
     metadata = _read_metadata(library, model)
     template = library.model_chat_template(model, None)
+    partial_removal = not (library.model_is_recurrent(model) or library.model_is_hybrid(model))
     return ModelInfo(
         path=str(params.path),
         architecture=metadata.get("general.architecture", ""),
@@ -216,7 +217,8 @@ def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelIn
         fingerprint=fingerprint(params),
         created=int(params.path.stat().st_mtime),
         metadata=metadata,
-        partial_removal=not (library.model_is_recurrent(model) or library.model_is_hybrid(model)),
+        partial_removal=partial_removal,
+        shares_cells=partial_removal and params.unified,
     )
 
 

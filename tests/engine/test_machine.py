@@ -9,10 +9,20 @@ from server.core.events import Delta, Failed, Finished, FinishReason, Started
 from server.engine.plan import DecodeCode
 from tests.factories import LoopHarness, hashed_successor, make_limits, make_request
 
+LONG = (
+    "a system prompt so long that others wait until it is computed, rather than compute it again. "
+)
 PROMPTS = st.builds(
     lambda shared, own: shared + own,
     st.sampled_from(
-        ["", "system prompt number one ", "system prompt number two, longer than one "]
+        [
+            "",
+            "system prompt number one ",
+            "system prompt number two, longer than one ",
+            LONG,
+            LONG
+            + "This one goes on, and they who share it wait for those who share all that is above. ",
+        ]
     ),
     st.text("abc", min_size=1, max_size=20),
 )
@@ -21,7 +31,7 @@ PROMPTS = st.builds(
 class EngineMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.harness = LoopHarness(make_limits(slots=3, n_ctx=72, kv_cells=150, max_rows=24))
+        self.harness = LoopHarness(make_limits(slots=4, n_ctx=216, kv_cells=450, max_rows=24))
         self.requests = {}
         self.broken = set()
 
@@ -75,9 +85,7 @@ class EngineMachine(RuleBasedStateMachine):
     def books_balance(self):
         self.harness.check()
         scheduler = self.harness.scheduler
-        held = {
-            slot.index: len(slot.tokens) for slot in scheduler.pool.slots if slot.sequence is None
-        }
+        held = {slot.index: slot.cells for slot in scheduler.pool.slots if slot.sequence is None}
         for index, cells in held.items():
             assert len(self.harness.backend.cells[index]) == cells or any(
                 edit.slot == index for edit in scheduler._edits

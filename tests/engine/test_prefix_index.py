@@ -7,6 +7,7 @@ from server.engine.prefix_index import (
     chunk_rows,
     common_prefix_length,
     reusable_tokens,
+    token_key,
 )
 
 tokens = st.lists(st.integers(0, 3), max_size=60)
@@ -23,16 +24,20 @@ def test_common_prefix_is_the_longest(shared, left, right):
 
 @given(tokens, tokens)
 def test_reuse_leaves_aligned_work(prompt, cached):
-    keep = reusable_tokens(prompt, cached, partial_removal=True)
+    keep = reusable_tokens(token_key(prompt), token_key(cached), partial_removal=True)
     assert keep % ALIGN == 0
     assert prompt[:keep] == cached[:keep]
     assert keep == 0 or len(prompt) - keep >= ALIGN
 
 
 def test_recurrent_memory_is_taken_whole_or_not_at_all():
-    assert reusable_tokens([1, 2, 3, 4], [1, 2, 3], partial_removal=False) == 3
-    assert reusable_tokens([1, 2, 9, 4], [1, 2, 3], partial_removal=False) == 0
-    assert reusable_tokens([1, 2, 3], [1, 2, 3], partial_removal=False) == 0
+    assert (
+        reusable_tokens(token_key([1, 2, 3, 4]), token_key([1, 2, 3]), partial_removal=False) == 3
+    )
+    assert (
+        reusable_tokens(token_key([1, 2, 9, 4]), token_key([1, 2, 3]), partial_removal=False) == 0
+    )
+    assert reusable_tokens(token_key([1, 2, 3]), token_key([1, 2, 3]), partial_removal=False) == 0
 
 
 @given(st.integers(0, 100), st.integers(1, 300), st.integers(1, 200))

@@ -11,8 +11,8 @@ from server.core.clock import SystemClock
 from server.core.request import GenerationRequest
 from server.engine.inprocess import InProcessEngine, TokenStream
 from server.engine.interface import Watch
+from server.engine.limits import SchedulerLimits
 from server.engine.plan import DecodeCode, Sample, StepPlan, StepResult
-from server.engine.scheduler import SchedulerLimits
 from tests.factories import ScriptedBackend, hashed_successor, make_limits
 from tests.fakes import CHAT_TEMPLATE, FakeTokenizer, model_info
 

@@ -43,9 +43,13 @@ class Driver:
         sampling: SamplingParams = GREEDY,
         *,
         keep: int = 0,
+        share: tuple[int, int] | None = None,
         **request: Any,
     ) -> Running:
+        """`keep`: cells of the slot that stay; `share`: another slot, and how many of its cells this one has, too."""
         self.backend.truncate(slot, keep)
+        if share is not None:
+            self.backend.copy(share[0], slot, share[1])
         asked = GenerationRequest(f"r{slot}", tuple(prompt), 1000, sampling, **request)
         self.backend.open(slot, asked)
         self.running[slot] = Running(list(prompt), len(prompt))

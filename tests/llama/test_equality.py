@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.factories import LoopHarness, make_limits, make_request
 from tests.llama.conftest import SCRIPTED
-from tests.llama.driving import prompt_of
+from tests.llama.driving import GREEDY, prompt_of
 from tests.models import follow
 
 pytestmark = pytest.mark.native
@@ -78,3 +79,62 @@ def test_neighbours_of_a_cancelled_sequence_go_on(make_driver, layout):
     driver.run(5)
     assert [sequences[slot].said for slot in (0, 2, 3)] == [WANTED[slot] for slot in (0, 2, 3)]
     assert late.said == WANTED[1][:5]
+
+
+LONG = prompt_of(5, 120)
+UNIFIED = [kind for kind in KINDS if "unified" in kind.values()]
+
+
+@pytest.mark.parametrize("kind", UNIFIED, ids=lambda kind: "-".join(map(str, kind.values())))
+@pytest.mark.parametrize("cells", [8, 64, 112])
+def test_prefix_shared_with_those_who_compute_and_generate_equals_alone(make_driver, kind, cells):
+    driver = make_driver(SCRIPTED, **kind)
+    neighbour = driver.start(3, PROMPTS[0])
+    source = driver.start(1, LONG)
+    while (
+        driver.backend.cells(1) < cells
+    ):  # shared while the rest of the prompt is still to be computed
+        driver.run(1, chunk=8)
+    first = driver.start(0, [*LONG[:cells], 99, 98], share=(1, cells))
+    driver.run(8, chunk=24)
+    second = driver.start(2, [*LONG[:cells], 97, 96], share=(0, cells))
+    driver.run(4)
+    driver.cancel(1)  # who computed it goes, those who share it stay
+    driver.run(8)
+    assert source.said == follow(SCRIPTED, LONG[-1], len(source.said))
+    assert first.said == follow(SCRIPTED, 98, len(first.said))
+    assert second.said == follow(SCRIPTED, 96, len(second.said))
+    assert neighbour.said == follow(SCRIPTED, PROMPTS[0][-1], len(neighbour.said))
+    assert min(len(first.said), len(second.said)) >= 12
+
+
+@pytest.mark.parametrize("layout", ["unified", "split"])
+@pytest.mark.parametrize("dies", [False, True])
+def test_served_requests_with_one_system_prompt_equal_alone(make_driver, layout, dies):
+    """The engine's own loop decides who shares with whom."""
+    backend = make_driver(SCRIPTED, layout=layout, n_ctx=512).backend
+    limits = make_limits(
+        slots=4, n_ctx=512, max_rows=128, prefill_rows=64, prefill_rows_decoding=32
+    )
+    harness = LoopHarness(limits, real=backend)
+    system = prompt_of(6, 300)
+    requests = [
+        make_request([*system, 90 + number], 12, sampling=GREEDY, ignore_eos=True)
+        for number in range(7)
+    ]
+    for request in requests:
+        harness.submit(request)
+    harness.step(2)
+    if dies:
+        harness.loop.abort(requests.pop(0).request_id)
+    harness.run()
+    for request in requests:
+        said = [t for e in harness.events[request.request_id] for t in getattr(e, "token_ids", ())]
+        assert said == follow(SCRIPTED, request.prompt[-1], 12)
+    counters = harness.scheduler.counters
+    if layout == "unified":
+        # 301 tokens each, of which 288 can be shared: 8 or more are computed again, cut at multiples of 8.
+        assert counters["prefill_rows"] <= 301 + 6 * (301 - 288) + 8
+        assert counters["prefix_waits"] >= 3
+    else:
+        assert counters["prefix_waits"] == 0

@@ -96,3 +96,32 @@ def test_rows_of_one_sequence_may_come_beside_a_prefill(make_driver):
     result = driver.backend.decode(StepPlan(rows))
     assert result.code is DecodeCode.OK
     assert len(result.samples) == 1
+
+
+def test_a_cell_stays_as_long_as_somebody_holds_it_and_is_taken_once(make_driver):
+    driver = make_driver(SCRIPTED, slots=2, kv_cells=256)
+    driver.start(0, prompt_of(1, 200))
+    driver.run(1)
+    driver.start(1, [*prompt_of(1, 200)[:192], *prompt_of(2, 48)], share=(0, 192))
+    driver.run(1)
+    held = driver.backend.cells(0) + driver.backend.cells(1)
+    assert held - 192 <= 256 < held
+    driver.cancel(0)
+    driver.run(8)
+    assert len(driver.running[1].said) == 9
+
+
+@pytest.mark.parametrize(
+    "wrong", [(0, 0, 8), (0, 1, 0), (0, 1, 21), (1, 0, 8), (0, 9, 8), (-1, 1, 8)]
+)
+def test_what_cannot_be_shared_is_refused_before_llama_cpp_asserts(make_driver, wrong):
+    driver = make_driver(SCRIPTED)
+    driver.start(0, prompt_of(1, 20))
+    driver.run(1)
+    with pytest.raises(ValueError, match="cannot share"):
+        driver.backend.copy(*wrong)
+    split = make_driver(SCRIPTED, layout="split")
+    split.start(0, prompt_of(1, 20))
+    split.run(1)
+    with pytest.raises(ValueError, match="cannot share"):
+        split.backend.copy(0, 1, 8)

@@ -56,6 +56,12 @@ def test_chunks_and_reuse_stay_near_llama_cpps_own_differences(make_driver, layo
         fresh(driver).prefill_logits(PROMPTS[:1])
         reused = fresh(driver, keep=keep).prefill_logits(PROMPTS[:1])
         assert np.abs(single - reused).max() <= 2 * own + 1e-6, keep
+        if layout == "unified":  # the same cells, held by the slot that computed them, too
+            fresh(driver).prefill_logits([PROMPTS[1][:20], PROMPTS[0]])
+            driver.backend.truncate(0, 0)
+            driver.backend.copy(1, 0, keep)
+            shared = driver.prefill_logits(PROMPTS[:1])
+            assert np.abs(single - shared).max() <= 2 * own + 1e-6, keep
 
 
 def distributions(driver: Driver, slots: Sequence[int], cuts: Sequence[int], *, keep: int = 0):

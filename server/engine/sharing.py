@@ -1,0 +1,51 @@
+"""Sequences that wait for a prefix which another one computes, in place of computing it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from operator import attrgetter
+
+from server.engine.plan import Copy, Truncation
+from server.engine.prefix_index import Match
+from server.engine.sequence import Sequence
+from server.engine.slots import SlotPool
+
+
+class Followers:
+    """Running sequences with a leader: they have slot and reservation, and plan no rows.
+
+    A leader was admitted before its followers, so there is always somebody who computes.
+    """
+
+    def __init__(self, pool: SlotPool, counters: Counter[str]) -> None:
+        """Nobody follows yet."""
+        self._pool = pool
+        self._counters = counters
+        self._waiting: list[Sequence] = []
+
+    def admit(self, sequence: Sequence, match: Match) -> None:
+        """Let a sequence wait for what was found, if somebody computes it."""
+        sequence.leader, sequence.awaited = match.leader, match.awaited
+        if match.leader is not None:
+            self._counters["prefix_waits"] += 1
+            self._waiting.append(sequence)
+
+    def advance(self) -> Iterable[Truncation | Copy]:
+        """Hand over what leaders have computed; one that died leaves what it has, and its place, to the first."""
+        edits: list[Truncation | Copy] = []
+        self._waiting = [sequence for sequence in self._waiting if not sequence.finished]
+        for sequence in sorted(self._waiting, key=attrgetter("turn")):
+            leader = sequence.leader
+            if leader is not None and not leader.finished and leader.computed < sequence.awaited:
+                continue
+            match = self._pool.find(sequence)
+            sequence.leader, sequence.awaited = match.leader, match.awaited
+            if match.leader is not None:
+                continue
+            self._waiting.remove(sequence)
+            if match.source is not None:
+                edits += self._pool.share(sequence, match.source, match.cells)
+                self._counters["cached_tokens"] += match.cells
+            sequence.cached = match.cells
+        return edits

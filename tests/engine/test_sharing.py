@@ -1,0 +1,246 @@
+"""Prefixes shared between slots, computed or being computed, over the scripted backend."""
+
+from dataclasses import replace
+
+import pytest
+
+from server.core.events import Delta, Finished, FinishReason, Started
+from server.engine.plan import DecodeCode, Truncation
+from tests.factories import MODEL_INFO, LoopHarness, make_limits, make_request
+
+SYSTEM = "You are an agent with a prompt that takes long to compute. " * 24  # 1,416 tokens
+SYSTEM = SYSTEM[:1400]
+ROOMY = make_limits(slots=4, n_ctx=1600, max_rows=256, prefill_rows=256, prefill_rows_decoding=64)
+
+
+def question(number, max_tokens=6, **fields):
+    return make_request(f"{SYSTEM}{chr(97 + number)} asks a question", max_tokens, **fields)
+
+
+def alone(request):
+    harness = LoopHarness(ROOMY)
+    harness.submit(request)
+    harness.run()
+    return harness.text(request.request_id)
+
+
+def usage(harness, request):
+    last = harness.events[request.request_id][-1]
+    assert isinstance(last, Finished)
+    return last.usage
+
+
+def missed(harness):
+    found = {
+        name.removeprefix("prefix_missed_"): count
+        for name, count in harness.scheduler.counters.items()
+        if name.startswith("prefix_missed_")
+    }
+    found.pop("none", None)
+    return found
+
+
+@pytest.mark.parametrize("number", [2, 4, 12])
+@pytest.mark.parametrize("apart", [0, 1, 30])
+def test_one_system_prompt_is_computed_once_for_all(number, apart):
+    harness = LoopHarness(ROOMY)
+    requests = [question(index) for index in range(number)]
+    for request in requests:
+        harness.submit(request)
+        harness.step(apart)
+    harness.run()
+    own = len(requests[0].prompt) - len(SYSTEM)
+    assert harness.scheduler.counters["prefill_rows"] == len(SYSTEM) + number * own
+    assert harness.scheduler.counters["cached_tokens"] == (number - 1) * len(SYSTEM)
+    for request in requests:
+        assert harness.text(request.request_id) == alone(request)
+    cached = [usage(harness, request).cached_tokens for request in requests]
+    assert cached == [0] + [len(SYSTEM)] * (number - 1)
+
+
+def test_who_waits_is_told_what_will_be_cached_and_others_go_on():
+    harness = LoopHarness(ROOMY)
+    stream = harness.submit(make_request("a stream", 100))
+    harness.step()
+    first, second = question(1), question(2)
+    harness.submit(first)
+    harness.submit(second)
+    harness.step()
+    started = [harness.events[each.request_id][0] for each in (first, second)]
+    assert started == [Started(1, 1417, 0), Started(2, 1417, 1400)]
+    waiting = harness.scheduler.pool.slots[2].sequence
+    while waiting.leader is not None:
+        before = len(harness.events[stream])
+        assert len(harness.backend.cells[2]) == 0
+        harness.step()
+        assert len(harness.events[stream]) == before + 1, "the stream has its token every step"
+    assert len(harness.backend.cells[2]) >= 1400
+    harness.run()
+    assert harness.scheduler.counters["prefix_waits"] == 1
+    assert [harness.text(each.request_id) for each in (first, second)] == [
+        alone(first),
+        alone(second),
+    ]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("how", ["abort", "sampler", "follower"])
+def test_one_of_those_that_wait_takes_over_from_what_is_there(how, steps):
+    harness = LoopHarness(ROOMY)
+    requests = [question(index) for index in range(4)]
+    dies = requests[1 if how == "follower" else 0]
+    if how == "sampler":
+        harness.backend.fail_open.add(dies.request_id)
+    for request in requests:
+        harness.submit(request)
+    harness.step(steps)
+    if how != "sampler":
+        harness.loop.abort(dies.request_id)
+    harness.run()
+    for request in requests:
+        if request is not dies:
+            assert harness.text(request.request_id) == alone(request)
+    own = len(requests[0].prompt) - len(SYSTEM)
+    # What was computed beyond a multiple of 8 rows is computed again.
+    assert 0 <= harness.scheduler.counters["prefill_rows"] - len(SYSTEM) - 3 * own < 8
+
+
+@pytest.mark.parametrize("code", [DecodeCode.NO_CELLS, DecodeCode.ABORTED, DecodeCode.FAILED])
+@pytest.mark.parametrize("call", range(2, 12, 2))
+def test_a_call_that_fails_while_cells_are_shared_costs_nobody_his_answer(code, call):
+    harness = LoopHarness(ROOMY, codes={call: code})
+    requests = [question(index) for index in range(4)]
+    for request in requests:
+        harness.submit(request)
+    harness.run()
+    for request in requests:
+        assert harness.text(request.request_id) == alone(request)
+
+
+def test_a_prefix_is_shared_with_one_who_goes_on_generating():
+    harness = LoopHarness(ROOMY)
+    first, second = question(1, 40), question(2, 40)
+    harness.submit(first)
+    while not any(isinstance(event, Delta) for event in harness.events.get(first.request_id, [])):
+        harness.step()
+    harness.submit(second)
+    harness.step()
+    assert harness.backend.places[0][:1400] == harness.backend.places[1][:1400]
+    harness.loop.abort(first.request_id)
+    third = make_request("x" * 1500, 40)
+    harness.submit(third)
+    harness.run()
+    assert harness.text(second.request_id) == alone(second)
+    assert harness.text(third.request_id) == alone(third)
+
+
+def test_what_both_begin_with_is_awaited_and_not_more():
+    harness = LoopHarness(ROOMY)
+    long = make_request(SYSTEM + "l" * 150, 4)
+    short = make_request(SYSTEM[:200] + "s" * 20, 4)
+    harness.submit(long)
+    harness.submit(short)
+    harness.run()
+    assert usage(harness, short).cached_tokens == 200
+    assert [harness.text(each.request_id) for each in (long, short)] == [alone(long), alone(short)]
+    copied = harness.backend.copies[0]
+    assert copied == (1, 0, 1, 200), "in the step after the first chunk"
+
+
+def test_cells_are_counted_once_when_idle_and_in_full_when_reserved():
+    harness = LoopHarness(ROOMY)
+    for number in range(4):
+        harness.submit(question(number))
+    harness.step()
+    pool = harness.scheduler.pool
+    assert pool.reserved_cells == 4 * (1417 + 6)
+    harness.run()
+    assert pool.reserved_cells == 0
+    assert pool.idle_cells == 1400 + 4 * (17 + 5) == harness.backend.used_cells()
+
+
+def test_room_is_made_of_ends_that_nobody_shares_before_shared_beginnings():
+    limits = replace(ROOMY, kv_cells=3200)
+    harness = LoopHarness(limits)
+    for number in range(2):
+        harness.submit(question(number))
+    harness.run()
+    before = harness.scheduler.pool.idle_cells
+    assert before == 1400 + 2 * 22
+    # One slot is empty and one keeps its end: 1,422 + 1,576 fit, 22 + 1,400 + 22 + 1,576 and more do not.
+    other = make_request("o" * 1570, 30)
+    harness.submit(other)
+    harness.submit(make_request("p" * 100, 80))
+    harness.run()
+    again = question(7)
+    harness.submit(again)
+    harness.run()
+    assert usage(harness, again).cached_tokens == 1400
+    assert harness.text(other.request_id) == alone(other)
+
+
+def test_why_a_prefix_was_missed_is_counted():
+    harness = LoopHarness(make_limits(slots=2, n_ctx=64))
+    long = "a beginning that is long enough to be worth something "
+
+    def ask(prompt, **fields):
+        harness.submit(make_request(prompt, 2, **fields))
+        harness.run()
+        return missed(harness)
+
+    assert ask(long) == {}
+    assert ask("a beg, and then other things") == {"too_short": 1}
+    assert ask(long, cache_scope="b", reuse_prefix=False) == {"too_short": 1, "forbidden": 1}
+    ask("z" * 60), ask("y" * 60), ask("z" * 62), ask("y" * 62)
+    assert ask(long) == {"too_short": 1, "forbidden": 1, "evicted": 1}
+    assert ask(long, cache_scope="c")["scope"] == 1
+
+
+def test_another_scope_neither_shares_nor_waits():
+    harness = LoopHarness(ROOMY)
+    mine, yours = question(1, cache_scope="me"), question(1, cache_scope="you")
+    harness.submit(mine)
+    harness.submit(yours)
+    harness.run()
+    assert harness.scheduler.counters["prefix_waits"] == 0
+    assert [usage(harness, each).cached_tokens for each in (mine, yours)] == [0, 0]
+    assert missed(harness) == {"computing_elsewhere": 1}
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_without_shared_cells_each_slot_computes_its_own(monkeypatch, reuse):
+    harness = LoopHarness(ROOMY)
+    monkeypatch.setattr(harness.backend, "info", replace(MODEL_INFO, shares_cells=reuse))
+    harness.loop.load()
+    for number in range(2):
+        harness.submit(question(number))
+    harness.run()
+    assert harness.scheduler.counters["cached_tokens"] == (1400 if reuse else 0)
+    assert missed(harness) == ({} if reuse else {"unshareable": 1})
+
+
+def test_a_follower_that_is_aborted_frees_its_slot_and_has_used_nothing():
+    harness = LoopHarness(ROOMY)
+    first, second = question(1), question(2)
+    harness.submit(first)
+    harness.submit(second)
+    harness.step(2)
+    harness.loop.abort(second.request_id)
+    harness.step()
+    last = harness.events[second.request_id][-1]
+    assert isinstance(last, Finished)
+    assert (last.reason, last.usage.cached_tokens) == (FinishReason.ABORTED, 0)
+    assert harness.scheduler.pool.slots[1].cells == 0
+    harness.run()
+    assert harness.text(first.request_id) == alone(first)
+
+
+def test_a_long_prefix_is_not_given_up_for_a_short_one():
+    harness = LoopHarness(make_limits(slots=2, n_ctx=128))
+    for prompt in ("l" * 100, "s" * 20):
+        harness.submit(make_request(prompt, 2))
+        harness.run()
+    harness.submit(make_request("another", 2))
+    harness.run()
+    assert harness.scheduler.pool.slots[0].cells == 101
+    assert Truncation(0, 0) not in harness.scheduler._edits
