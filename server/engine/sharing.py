@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from operator import attrgetter
 
 from server.engine.plan import Copy, Truncation
 from server.engine.prefix_index import Match
@@ -23,6 +22,7 @@ class Followers:
         self._pool = pool
         self._counters = counters
         self._waiting: list[Sequence] = []
+        """In order of admission."""
 
     def admit(self, sequence: Sequence, match: Match) -> None:
         """Let a sequence wait for what was found, if somebody computes it."""
@@ -35,7 +35,7 @@ class Followers:
         """Hand over what leaders have computed; one that died leaves what it has, and its place, to the first."""
         edits: list[Truncation | Copy] = []
         self._waiting = [sequence for sequence in self._waiting if not sequence.finished]
-        for sequence in sorted(self._waiting, key=attrgetter("turn")):
+        for sequence in list(self._waiting):
             leader = sequence.leader
             if leader is not None and not leader.finished and leader.computed < sequence.awaited:
                 continue

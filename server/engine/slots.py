@@ -118,8 +118,6 @@ class SlotPool:
     def share(self, sequence: Sequence, source: Slot, cells: int) -> list[Truncation | Copy]:
         """Let a running sequence that has computed nothing yet take over `cells` of `source`."""
         slot = self.slots[sequence.slot]
-        self._tick += 1
-        source.last_used = self._tick
         self._adopt(slot, source, cells)
         sequence.computed = cells
         self.idle_cells = Holdings(self.slots).idle

@@ -244,3 +244,19 @@ def test_a_long_prefix_is_not_given_up_for_a_short_one():
     harness.run()
     assert harness.scheduler.pool.slots[0].cells == 101
     assert Truncation(0, 0) not in harness.scheduler._edits
+
+
+def test_a_cell_that_is_shared_and_computed_again_is_another_cell():
+    harness = LoopHarness(make_limits(slots=3, n_ctx=128), codes={2: DecodeCode.ABORTED})
+    first, second = make_request("p" * 64, 20), make_request("p" * 64 + "and more", 20)
+    harness.submit(first)
+    harness.step(2)
+    harness.submit(second)
+    harness.step()  # shares all 64, and fails
+    assert harness.backend.copies == [(2, 0, 1, 64)]
+    harness.run()  # the harness compares books and cells after every step
+    assert harness.backend.places[1][:63] == harness.backend.places[0][:63]
+    assert harness.backend.places[1][63] != harness.backend.places[0][63]
+    assert harness.scheduler.counters["decode_aborted"] == 1
+    for request in (first, second):
+        assert harness.text(request.request_id) == alone(request)

@@ -1,7 +1,7 @@
 import pytest
 
 from server.engine.detokenizer import Detokenizer
-from server.engine.plan import Truncation
+from server.engine.plan import Copy, Truncation
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotPool
 from tests.factories import ByteTokenizer, make_request
@@ -113,3 +113,56 @@ def test_release_twice_is_harmless():
     before = repr(pool)
     pool.release(slot)
     assert repr(pool) == before
+
+
+def run_to_its_end(pool, prompt, max_tokens=1):
+    seq = sequence(prompt, max_tokens)
+    slot, keep, edits = occupy(pool, seq)
+    finish(pool, slot, seq)
+    return slot.index, keep, edits
+
+
+def test_a_longer_prefix_unused_for_long_goes_before_a_shorter_one_in_use():
+    pool = SlotPool(slots=2, kv_cells=400, sharing=True)
+    run_to_its_end(pool, "l" * 40)
+    for _ in range(4):
+        run_to_its_end(pool, "s" * 32)
+    assert repr(pool) == "<SlotPool 0+72/400 cells [40 cached, 32 cached]>"
+    assert run_to_its_end(pool, "x" * 16) == (0, 0, [Truncation(0, 0)])
+
+
+def test_to_be_shared_is_to_be_used():
+    pool = SlotPool(slots=4, kv_cells=150, sharing=True)
+    run_to_its_end(pool, "a" * 48)
+    run_to_its_end(pool, "b" * 48)
+    index, keep, edits = run_to_its_end(pool, "a" * 40 + "A" * 8)
+    assert (index, keep, edits) == (2, 40, [Copy(0, 2, 40)])
+    assert pool.idle_cells == 48 + 48 + 8
+    # The second was of use to nobody for longest.
+    assert occupy(pool, sequence("c" * 56, 6))[2] == [Truncation(1, 32)]
+
+
+def test_ends_that_nobody_shares_go_before_what_several_begin_with():
+    pool = SlotPool(slots=3, kv_cells=120, sharing=True)
+    run_to_its_end(pool, "s" * 64 + "a" * 16)
+    run_to_its_end(pool, "s" * 64 + "b" * 16)
+    assert pool.idle_cells == 64 + 16 + 16
+    slot, _, edits = occupy(pool, sequence("x" * 32, 16))
+    assert (slot.index, edits) == (2, [Truncation(0, 64), Truncation(1, 72)])
+    assert pool.idle_cells == 64 + 8
+    pool.check_integrity()
+
+
+def test_a_beginning_that_only_idle_slots_share_makes_room_at_last():
+    pool = SlotPool(slots=3, kv_cells=120, sharing=True)
+    run_to_its_end(pool, "s" * 64 + "a" * 16)
+    run_to_its_end(pool, "s" * 64 + "b" * 16)
+    _, _, edits = occupy(pool, sequence("x" * 80, 16))
+    assert edits == [
+        Truncation(0, 64),
+        Truncation(1, 64),
+        Truncation(0, 0),
+        Truncation(1, 24),
+    ]
+    assert pool.idle_cells == 24
+    pool.check_integrity()
