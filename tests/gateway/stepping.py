@@ -7,7 +7,7 @@ import asyncio
 from server.core.errors import EngineDead
 from server.engine.inprocess import InProcessEngine
 from server.engine.interface import EngineState
-from server.engine.scheduler import SchedulerLimits
+from server.engine.limits import SchedulerLimits
 from tests.factories import FakeClock, ScriptedBackend
 
 
