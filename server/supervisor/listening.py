@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import errno
-import logging
-import resource
 import socket
 
 from server.core.errors import ConfigError
 
-log = logging.getLogger(__name__)
-
 _BACKLOG = 2048
-_OTHER_FILES = 256
-"""What a process opens beside connections: models, libraries, the store, connections to refuse."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -34,24 +28,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(_advice(host, port, error)) from error
     listener.setblocking(False)
     return listener
-
-
-def make_room(connections: int) -> None:
-    """Let the process have so many connections; without files to open, the system resets them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = connections + _OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= need:
-        return
-    most = need if hard == resource.RLIM_INFINITY else min(need, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < need:
-        log.warning(
-            "This process may open %d files: that is room for %d connections, not for %d. Raise the "
-            "limit (ulimit -n, LimitNOFILE, --ulimit nofile), or lower server.max_connections",
-            most,
-            max(0, most - _OTHER_FILES),
-            connections,
-        )
 
 
 def url_of(listener: socket.socket) -> str:
