@@ -57,7 +57,7 @@ class Fallback:
         """Which targets a model has is in `service.router.routes`, read at each request."""
         self.service = service
         self.counters: Counter[tuple[str, str, str]] = Counter()
-        """Answers by (model that was asked for, model that answered, reason)."""
+        """Times by (model that was asked for, model that was asked in its place, reason)."""
         self.clock = clock
         self._shedding = shedding or _none
         self._retried: dict[Host, float] = {}

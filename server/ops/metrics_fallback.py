@@ -23,7 +23,7 @@ class FallbackCollector(Collector):
         """Yield counters."""
         family = CounterMetricFamily(
             "onegpu_fallbacks",
-            "Answers that a model began for another, by the reason.",
+            "Times that a model was asked in place of another, by the reason.",
             labels=["model", "target", "reason"],
         )
         for labels, value in sorted(self._fallback.counters.items()):

@@ -10,7 +10,7 @@ import pytest
 
 from server.gateway.rate_limit import RateLimits
 from tests.api.test_remote import asking, error_of, far, house, lines_of, post, saying
-from tests.remotes import Exchange, FakeRemote, chunk, usage
+from tests.remotes import KEY, Exchange, FakeRemote, chunk, usage
 from tests.standby import Trio
 
 pytestmark = pytest.mark.anyio
@@ -150,3 +150,31 @@ async def test_a_try_that_speaks_lets_others_ask_while_it_goes_on():
     assert answer.status_code == 200, answer.text
     assert rest[-1] == "data: [DONE]"
     assert far(stack).up
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"Authorization: Bearer {KEY}",
+        chunk(reason=KEY),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": [KEY]}]},
+    ],
+)
+async def test_what_cannot_be_used_is_not_repeated_to_clients(said):
+    async with house(FakeRemote(saying(said, "[DONE]"))) as stack:
+        answer = await post(stack, stream=True)
+    assert error_of(answer) == (502, "remote_failed")
+    assert KEY[:12] not in answer.text
+
+
+async def test_every_log_probability_is_passed_on_once():
+    def told(token: str):
+        return {"content": [{"token": token, "logprob": -1.0, "bytes": None, "top_logprobs": []}]}
+
+    both = chunk("a", tool_calls=[{"index": 0, "id": "c", "function": {"name": "f"}}])
+    empty, end = chunk(""), chunk(reason="tool_calls")
+    both["choices"][0]["logprobs"], empty["choices"][0]["logprobs"] = told("a"), told("half")
+    async with house(FakeRemote(saying(both, empty, end, "[DONE]"))) as stack:
+        lines = await lines_of(stack, logprobs=True)
+    shown = [json.loads(line[6:])["choices"][0]["logprobs"] for line in lines[:-1]]
+    assert [one["content"][0]["token"] for one in shown if one] == ["a", "half"]

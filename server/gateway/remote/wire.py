@@ -16,7 +16,6 @@ _NOT_PASSED = ("function_call", "audio")
 _NO_TEXT = frozenset({"id", "index", "type"})
 _MOST_CALLS = 128
 _MOST_TOKENS = 2**31
-_MOST_SHOWN = 60
 
 
 class Garbage(Exception):
@@ -89,8 +88,12 @@ class RemoteReader:
             fields = self._fields(given, "delta", choice)
             if fields and choice.ended:
                 raise Garbage("text after the end of a choice")
-            if fields:
-                batch += [(number, RemoteDelta(one, _logprobs(given))) for one in _parts(fields)]
+            logprobs = _logprobs(given)
+            if logprobs and not fields:
+                fields = {"content" if self._chat else "text": ""}  # part of a character, say
+            for one in _parts(fields):
+                batch.append((number, RemoteDelta(one, logprobs)))
+                logprobs = None
             if (reason := _reason(given)) is not None:
                 choice.ended = True
                 batch.append((number, RemoteEnd(reason)))
@@ -169,7 +172,7 @@ def parse(data: str) -> dict[str, Any]:
     try:
         document = json.loads(data, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
-        raise Garbage(f"no JSON: {data[:_MOST_SHOWN]!r}") from None
+        raise Garbage("no JSON") from None  # what it is may repeat the key
     if not isinstance(document, dict):
         raise Garbage("JSON that is no object")
     if document.get("error") is not None:
@@ -217,7 +220,7 @@ def _reason(choice: Mapping[str, Any]) -> str | None:
     if reason is None:
         return None
     if not isinstance(reason, str) or reason not in _FINISH:
-        raise Garbage(f"an unknown finish_reason {str(reason)[:_MOST_SHOWN]!r}")
+        raise Garbage("an unknown finish_reason")
     return reason
 
 
@@ -273,6 +276,6 @@ def _parts(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Split so that a call's first delta has no arguments, as clients know it."""
     calls = fields.get("tool_calls")
     if calls is None:
-        return [fields]
+        return [fields] if fields else []
     rest = {key: value for key, value in fields.items() if key != "tool_calls"}
     return [*([rest] if rest else []), *({"tool_calls": [call]} for call in calls)]
