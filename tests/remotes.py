@@ -82,7 +82,7 @@ async def friendly(exchange: Exchange) -> None:
     """Answer as OpenAI does."""
     if exchange.path.endswith("/models"):
         await exchange.answer(200, {"object": "list", "data": []})
-    elif exchange.path.endswith("/chat/completions") and exchange.body["stream"]:
+    elif exchange.path.endswith("/chat/completions"):
         await exchange.say(
             chunk("", role="assistant"),
             chunk("from "),
@@ -91,17 +91,10 @@ async def friendly(exchange: Exchange) -> None:
             usage(),
             "[DONE]",
         )
-    elif exchange.path.endswith("/chat/completions"):
-        message = {"role": "assistant", "content": "from afar", "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-        await exchange.answer(200, {**usage(), "choices": [choice]})
-    elif exchange.body["stream"]:
+    else:
         texts = [{"choices": [{"index": 0, "text": text}]} for text in ("from ", "afar")]
         end = {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}
         await exchange.say(*texts, end, usage(), "[DONE]")
-    else:
-        choice = {"index": 0, "text": "from afar", "finish_reason": "length"}
-        await exchange.answer(200, {**usage(), "choices": [choice]})
 
 
 @dataclass

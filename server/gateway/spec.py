@@ -50,8 +50,6 @@ class Forward:
     """`chat/completions` or `completions`."""
     document: Callable[[], dict[str, Any]]
     """Makes a copy of the body as the client sent it, checked already."""
-    stream: bool
-    """Whether the answer is to come piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)

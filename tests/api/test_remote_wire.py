@@ -80,16 +80,9 @@ async def test_numbers_that_json_does_not_have_reach_no_client(stream):
         "content": [{"token": "x", "logprob": "INF", "bytes": None, "top_logprobs": []}]
     }
     choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs}
-    choice["delta" if stream else "message"] = {"content": "x"}
+    choice["delta"] = {"content": "x"}
     text = json.dumps({"choices": [choice]}).replace('"INF"', "-1e999")
-
-    async def behave(exchange: Exchange) -> None:
-        if stream:
-            await exchange.say(text, "[DONE]")
-        else:
-            await exchange.answer(200, text.encode())
-
-    async with house(FakeRemote(behave)) as stack:
+    async with house(FakeRemote(saying(text, "[DONE]"))) as stack:
         answer = await post(stack, stream=stream, logprobs=True)
     assert error_of(answer) == (502, "remote_failed"), answer.text
 
@@ -98,15 +91,8 @@ async def test_numbers_that_json_does_not_have_reach_no_client(stream):
 async def test_what_is_not_passed_on_is_not_left_out_silently(stream):
     said = {"function_call": {"name": "look", "arguments": "{}"}, "content": None}
     choice = {"index": 0, "finish_reason": "function_call"}
-    choice["delta" if stream else "message"] = said
-
-    async def behave(exchange: Exchange) -> None:
-        if stream:
-            await exchange.say({"choices": [choice]}, "[DONE]")
-        else:
-            await exchange.answer(200, {"choices": [choice]})
-
-    async with house(FakeRemote(behave)) as stack:
+    choice["delta"] = said
+    async with house(FakeRemote(saying({"choices": [choice]}, "[DONE]"))) as stack:
         answer = await post(stack, stream=stream)
     assert error_of(answer) == (502, "remote_failed")
     assert "function_call" in answer.json()["error"]["message"]
@@ -176,5 +162,25 @@ async def test_every_log_probability_is_passed_on_once():
     both["choices"][0]["logprobs"], empty["choices"][0]["logprobs"] = told("a"), told("half")
     async with house(FakeRemote(saying(both, empty, end, "[DONE]"))) as stack:
         lines = await lines_of(stack, logprobs=True)
+        whole = (await post(stack, logprobs=True)).json()
     shown = [json.loads(line[6:])["choices"][0]["logprobs"] for line in lines[:-1]]
     assert [one["content"][0]["token"] for one in shown if one] == ["a", "half"]
+    joined = whole["choices"][0]["logprobs"]["content"]
+    assert [one["token"] for one in joined] == ["a", "half"]
+
+
+async def test_a_whole_answer_may_take_as_long_as_its_remote_goes_on_writing():
+    async def slowly(exchange: Exchange) -> None:
+        await exchange.say(chunk("word "))
+        begun = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() < begun + 3.0:
+            await asyncio.sleep(0.1)
+            await exchange.say(chunk("word "))
+        await exchange.say(chunk(reason="stop"), "[DONE]")
+
+    remote = FakeRemote(slowly)
+    async with house(remote, read_timeout=2.0) as stack:
+        answer = await post(stack)
+        assert far(stack).requests == {"ok": 1}
+    assert answer.json()["choices"][0]["message"]["content"].startswith("word word word ")
+    assert remote.exchanges[0].body["stream"] is True

@@ -67,7 +67,7 @@ def _spec(
         ignore_eos=bool(body.ignore_eos),
         logprobs=body.top(),
         reuse_prefix=body.cache_prompt is not False,
-        forward=Forward("chat/completions", body.passed, stream=bool(body.stream)),
+        forward=Forward("chat/completions", body.passed),
     )
     return spec, ignored
 

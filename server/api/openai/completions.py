@@ -73,7 +73,7 @@ def _spec(
         ignore_eos=bool(body.ignore_eos),
         logprobs=body.logprobs,
         reuse_prefix=body.cache_prompt is not False,
-        forward=Forward("completions", body.passed, stream=bool(body.stream)),
+        forward=Forward("completions", body.passed),
     )
     return spec, ignored
 

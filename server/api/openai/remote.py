@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -86,18 +86,26 @@ async def remote_whole(
     headers: Mapping[str, str],
 ) -> Response:
     """Return an answer that is no stream, and close the generation."""
-    deltas: dict[int, RemoteDelta] = {}
-    reasons: dict[int, str] = {}
+    found: dict[int, _Joined] = {}
     try:
         async for batch in generation.events():
             for choice, event in batch:
+                joined = found.setdefault(choice, _Joined())
                 if isinstance(event, RemoteDelta):
-                    deltas[choice] = event
+                    joined.add(event)
                 else:
-                    reasons[choice] = event.reason
+                    joined.reason = event.reason
     finally:
         generation.close()
-    choices = list(_choices(spec, kind, deltas, reasons))
+    choices = [
+        {
+            "index": choice,
+            **({"message": found[choice].message()} if kind == CHAT else found[choice].text()),
+            "logprobs": None if spec.logprobs is None else found[choice].logprobs,
+            "finish_reason": found[choice].reason,
+        }
+        for choice in sorted(found)
+    ]
     head = _head(parts, spec, generation, kind)
     content = encode({**head, "choices": choices, "usage": usage(generation)})
     return Response(
@@ -105,24 +113,54 @@ async def remote_whole(
     )
 
 
-def _choices(
-    spec: GenerationSpec, kind: str, deltas: Mapping[int, RemoteDelta], reasons: Mapping[int, str]
-) -> Iterator[dict[str, Any]]:
-    for choice in sorted(reasons):
-        fields = deltas[choice].fields
-        if kind == CHAT:
-            message = {"role": "assistant", "content": None, "refusal": None, **fields}
-            if "tool_calls" not in fields and message["content"] is None:
-                message["content"] = ""
-            shown: Mapping[str, Any] = {"message": message}
-        else:
-            shown = {"text": fields.get("text", "")}
-        yield {
-            "index": choice,
-            **shown,
-            "logprobs": None if spec.logprobs is None else deltas[choice].logprobs,
-            "finish_reason": reasons[choice],
-        }
+class _Joined:
+    """One choice, put together again from its parts."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.logprobs: dict[str, Any] | None = None
+        self._texts: dict[str, list[str]] = {}
+        self._calls: list[tuple[Mapping[str, Any], list[str]]] = []
+        """Calls as they began, in order, with the parts of their arguments."""
+
+    def add(self, delta: RemoteDelta) -> None:
+        """Take the next part."""
+        for name, value in delta.fields.items():
+            if name != "tool_calls":
+                self._texts.setdefault(name, []).append(value)
+                continue
+            for call in value:
+                if "id" in call:  # numbers count up from 0
+                    self._calls.append((call, []))
+                self._calls[call["index"]][1].append(call["function"]["arguments"])
+        if delta.logprobs is not None:
+            self.logprobs = self.logprobs or {}
+            for name, value in delta.logprobs.items():
+                known = self.logprobs.setdefault(name, None)
+                if isinstance(value, list):
+                    self.logprobs[name] = [*value] if known is None else known
+                    if known is not None:
+                        known.extend(value)
+
+    def text(self) -> dict[str, Any]:
+        """Return what a completion is."""
+        return {"text": "".join(self._texts.get("text", ()))}
+
+    def message(self) -> dict[str, Any]:
+        """Return what a chat's message is."""
+        texts = {name: "".join(given) for name, given in self._texts.items()}
+        message = {"role": "assistant", "content": None if self._calls else "", "refusal": None}
+        if not self._calls:
+            return {**message, **texts}
+        calls = [
+            {
+                "id": call["id"],
+                "type": "function",
+                "function": {"name": call["function"]["name"], "arguments": "".join(arguments)},
+            }
+            for call, arguments in self._calls
+        ]
+        return {**message, **texts, "tool_calls": calls}
 
 
 def usage(generation: RemoteGeneration) -> dict[str, Any] | None:

@@ -76,7 +76,10 @@ def _call(target: Distant, spec: GenerationSpec) -> RemoteCall:
 
 
 def _body(agent: Agent, forward: Forward) -> dict[str, Any]:
-    """Return the client's body without nulls, with what the agent adds."""
+    """Return the client's body without nulls, with what the agent adds.
+
+    A stream is asked for even where the client wants none: what is silent can be told from what is long.
+    """
     body = {name: value for name, value in forward.document().items() if value is not None}
     if "messages" in body:
         body["messages"] = agent.compose(body["messages"])
@@ -85,10 +88,8 @@ def _body(agent: Agent, forward: Forward) -> dict[str, Any]:
     for name in _SHARED:
         if agent.sampling.get(name) is not None:
             body.setdefault(name, agent.sampling[name])
-    body["stream"] = forward.stream
-    body.pop("stream_options", None)
-    if forward.stream:
-        body["stream_options"] = {"include_usage": True}
+    body["stream"] = True
+    body["stream_options"] = {"include_usage": True}
     return body
 
 

@@ -21,7 +21,7 @@ from server.gateway.patience import TimeLimits
 from server.gateway.rate_limit import Grant
 from server.gateway.remote.address import ForbiddenAddress
 from server.gateway.remote.model import Remote
-from server.gateway.remote.reading import DONE, MOST_ANSWER, documents, linger, read_bounded
+from server.gateway.remote.reading import DONE, documents, linger
 from server.gateway.remote.refusals import Refused, read_refusal
 from server.gateway.remote.wire import Garbage, RemoteBatch, RemoteDelta, RemoteReader, RemoteUsage
 from server.gateway.ticket import Outlook, Ticket
@@ -50,11 +50,6 @@ class RemoteCall:
     """Estimated."""
     max_tokens: int
     """Of all choices together, for the key's limits."""
-
-    @property
-    def streams(self) -> bool:
-        """Whether the answer comes piece by piece."""
-        return bool(self.body.get("stream"))
 
 
 class RemoteGeneration:
@@ -214,8 +209,6 @@ class RemoteGeneration:
             log.exception("A request to the remote %s failed", name)
             self.remote.failed(self._trial.failed)
             self._end("failed", error)
-        else:
-            self._succeed()
 
     async def _talk(self) -> None:
         async with asyncio.timeout(self.remote.limits.read_timeout) as patience:
@@ -224,12 +217,9 @@ class RemoteGeneration:
                     raise Garbage("a compressed answer")
                 if response.status_code != 200:
                     raise await read_refusal(self.remote, response)
-                if self.call.streams:
-                    await self._read_stream(response, patience)
-                else:
-                    await self._read_whole(response)
+                await self._read(response, patience)
 
-    async def _read_stream(self, response: httpx2.Response, patience: asyncio.Timeout) -> None:
+    async def _read(self, response: httpx2.Response, patience: asyncio.Timeout) -> None:
         """Read events; only one that says something puts the end of patience off."""
         loop = asyncio.get_running_loop()
         async with aclosing(documents(response)) as found:
@@ -245,12 +235,9 @@ class RemoteGeneration:
             if not self._reader.complete:
                 raise Garbage("a stream that ends before its answer does")
             patience.reschedule(None)
-            self._succeed()
+            self._trial.succeeded()
+            self._end("ok", None)
             await linger(found)
-
-    async def _read_whole(self, response: httpx2.Response) -> None:
-        data = await read_bounded(response, MOST_ANSWER)
-        await self._push(self._reader.whole(data.decode("utf-8", "replace")))
 
     async def _push(self, batch: RemoteBatch) -> None:
         """Hand events over; wait while the reader is far behind."""
@@ -263,10 +250,6 @@ class RemoteGeneration:
         while len(self._pending) > _AHEAD:
             self._room.clear()
             await self._room.wait()
-
-    def _succeed(self) -> None:
-        self._trial.succeeded()
-        self._end("ok", None)
 
     def _end(self, outcome: str, failure: Exception | None) -> None:
         """Note what became of it. Once."""

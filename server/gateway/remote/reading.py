@@ -1,4 +1,4 @@
-"""The bytes of a remote's answer, bounded; its stream as the documents in it."""
+"""A remote's stream as the documents in it, bounded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx2
 from server.gateway.remote.wire import Garbage
 
 DONE = "[DONE]"
-MOST_ANSWER = 64 * 2**20
+_MOST_ANSWER = 64 * 2**20
 """Bytes of a whole answer."""
 _MOST_EVENT = 2**20
 """Bytes of one event of a stream."""
@@ -32,8 +32,8 @@ async def documents(response: httpx2.Response) -> AsyncGenerator[str, None]:
     async with aclosing(events):  # type: ignore[type-var] # it is a generator
         async for event in events:
             size += len(event.data)
-            if size > MOST_ANSWER:
-                raise Garbage(f"more than {MOST_ANSWER} bytes")
+            if size > _MOST_ANSWER:
+                raise Garbage(f"more than {_MOST_ANSWER} bytes")
             if data := event.data.strip():
                 yield data
 
@@ -43,13 +43,3 @@ async def linger(rest: AsyncGenerator[str, None]) -> None:
     with contextlib.suppress(TimeoutError, httpx2.HTTPError, Garbage):
         async with asyncio.timeout(_LINGER):
             await anext(rest, None)
-
-
-async def read_bounded(response: httpx2.Response, most: int) -> bytes:
-    """Return a body of at most `most` bytes. Raises `Garbage` for a longer one."""
-    data = bytearray()
-    async for part in response.aiter_bytes():
-        data += part
-        if len(data) > most:
-            raise Garbage(f"more than {most} bytes")
-    return bytes(data)

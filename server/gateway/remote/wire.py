@@ -24,7 +24,7 @@ class Garbage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteDelta:
-    """A part of one choice: `fields` of a chat's delta or message, or `text` of a completion."""
+    """A part of one choice: `fields` of a chat's delta, or `text` of a completion."""
 
     fields: Mapping[str, Any]
     logprobs: Mapping[str, Any] | None = None
@@ -85,7 +85,7 @@ class RemoteReader:
         batch: RemoteBatch = []
         for number, given in self._listed(document):
             choice = self._choices[number]
-            fields = self._fields(given, "delta", choice)
+            fields = self._fields(given, choice)
             if fields and choice.ended:
                 raise Garbage("text after the end of a choice")
             logprobs = _logprobs(given)
@@ -97,23 +97,6 @@ class RemoteReader:
             if (reason := _reason(given)) is not None:
                 choice.ended = True
                 batch.append((number, RemoteEnd(reason)))
-        return batch
-
-    def whole(self, data: str) -> RemoteBatch:
-        """Read an answer that is no stream. Raises `Garbage`."""
-        document = parse(data)
-        self._take_usage(document)
-        batch: RemoteBatch = []
-        for number, given in self._listed(document):
-            choice = self._choices[number]
-            reason = _reason(given)
-            if reason is None or choice.ended:
-                raise Garbage("a choice without an end, or with two")
-            choice.ended = True
-            fields = self._fields(given, "message", choice)
-            batch += [(number, RemoteDelta(fields, _logprobs(given))), (number, RemoteEnd(reason))]
-        if not self.complete:
-            raise Garbage("fewer choices than were asked for")
         return batch
 
     def _listed(self, document: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
@@ -128,16 +111,16 @@ class RemoteReader:
             found.append((index, choice))
         return found
 
-    def _fields(self, given: Mapping[str, Any], name: str, choice: _Choice) -> dict[str, Any]:
+    def _fields(self, given: Mapping[str, Any], choice: _Choice) -> dict[str, Any]:
         """Return what is there for a choice; empty where that is nothing."""
         if not self._chat:
             text = given.get("text")
             if not isinstance(text, str):
                 raise Garbage("a choice without text")
             return {"text": text} if text else {}
-        delta = given.get(name)
+        delta = given.get("delta")
         if not isinstance(delta, dict):
-            raise Garbage(f"a choice without a {name}")
+            raise Garbage("a choice without a delta")
         fields: dict[str, Any] = {}
         for key in _NOT_PASSED:
             if delta.get(key) is not None:
@@ -148,7 +131,7 @@ class RemoteReader:
                 raise Garbage(f"{key} that is no text")
             if text:
                 fields[key] = text
-        if calls := _calls(delta.get("tool_calls"), choice, whole=name == "message"):
+        if calls := _calls(delta.get("tool_calls"), choice):
             fields["tool_calls"] = calls
         return fields
 
@@ -231,16 +214,16 @@ def _logprobs(choice: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return logprobs
 
 
-def _calls(given: Any, choice: _Choice, *, whole: bool) -> list[dict[str, Any]]:
+def _calls(given: Any, choice: _Choice) -> list[dict[str, Any]]:
     """Return tool calls in the API's form; numbers count calls, and each call begins with its name."""
     if given is None:
         return []
     if not isinstance(given, list):
         raise Garbage("tool_calls that are no list")
     calls: list[dict[str, Any]] = []
-    for place, call in enumerate(given):
+    for call in given:
         function = call.get("function") if isinstance(call, dict) else None
-        theirs = place if whole else (call.get("index") if isinstance(call, dict) else None)
+        theirs = call.get("index") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not _is_number(theirs):
             raise Garbage("a tool call without a function or a number")
         arguments = function.get("arguments") or ""
@@ -249,10 +232,7 @@ def _calls(given: Any, choice: _Choice, *, whole: bool) -> list[dict[str, Any]]:
         if theirs not in choice.calls:
             calls.append(_first(call, function, choice, theirs))
         number = choice.calls[theirs]
-        if whole:
-            calls[-1]["function"]["arguments"] = arguments
-            del calls[-1]["index"]
-        elif arguments:
+        if arguments:
             calls.append({"index": number, "function": {"arguments": arguments}})
     return calls
 
