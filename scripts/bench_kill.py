@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from bench.kill import ROOT, tally
-from bench.load_client import percentile
+from server.bench.statistics import percentile
 
 
 def main() -> int:

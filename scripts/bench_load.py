@@ -25,8 +25,9 @@ from urllib.request import urlopen
 import uvloop
 
 from bench import paced
-from bench.load_client import Asked, Outcome, ask, closed_loop, codes, obedient, open_loop
-from bench.load_client import percentile as p
+from bench.load_client import Asked, ask, closed_loop, codes, obedient, open_loop, well_formed
+from server.bench.client import Outcome
+from server.bench.statistics import percentile as p
 from server.store.connection import open_database
 from server.store.keys import KeyRepository
 
@@ -142,7 +143,7 @@ async def surge(options: argparse.Namespace) -> None:
     print(f"10×: {len(flood)} requests, {rate(flood, spent):.1f} tok/s, {share:.1%} (least 95 %)")
     print(f"     refusals: {codes(flood)}")
     print(f"     resets {sum(o.status == 0 for o in flood)}, malformed refusals ", end="")
-    print(f"{sum(not o.well_formed for o in flood)}, memory {before:.0f} → {after:.0f} MiB")
+    print(f"{sum(not well_formed(o) for o in flood)}, memory {before:.0f} → {after:.0f} MiB")
     print(f"obedient clients afterwards: {sum(o.good for o in late)} of {len(late)} succeed")
 
 

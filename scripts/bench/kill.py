@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.load_client import Asked, Outcome, ask
+from bench.load_client import Asked, ask
+from server.bench.client import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 _MARK = "BENCH_KILL"

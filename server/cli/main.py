@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from server import __version__
 from server.cli import (
+    bench,
     check_config,
     keys,
     plan,
@@ -28,7 +29,21 @@ from server.cli.parsing import USAGE, Parser
 from server.core.errors import ConfigError, OnegpuError
 
 FAILURE, INTERRUPTED = 1, 130
-COMMANDS = (serve, run, plan, pull, list_models, show, rm, ps, stop, keys, check_config, version)
+COMMANDS = (
+    serve,
+    run,
+    plan,
+    pull,
+    list_models,
+    show,
+    rm,
+    ps,
+    stop,
+    keys,
+    bench,
+    check_config,
+    version,
+)
 """A module for each subcommand, in the order of the help."""
 
 _DESCRIPTION = """\

@@ -33,7 +33,8 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table. Raises `ServerError` when no server answers."""
-    from server.cli.chat.client import DEFAULT_URL, Client
+    from server.cli.chat.client import Client
+    from server.cli.chat.url import DEFAULT_URL
     from server.cli.output import output
     from server.cli.server_flags import key_of
 

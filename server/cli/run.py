@@ -114,8 +114,9 @@ def _connected(
     options: argparse.Namespace, key: str | None, terminal: Terminal
 ) -> Iterator[tuple[Client, str, Callable[[], str | None]]]:
     """Find a server or start one; give its client, the model's name there, and why it ended."""
-    from server.cli.chat.client import DEFAULT_URL, Client
+    from server.cli.chat.client import Client
     from server.cli.chat.owned import OwnServer
+    from server.cli.chat.url import DEFAULT_URL
 
     client = Client(options.url or DEFAULT_URL, key)
     name = _name_there(client, options, required=options.url is not None)

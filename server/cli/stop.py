@@ -33,7 +33,8 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Ask for it. Raises `ConfigError` for an unknown name and `ServerError`."""
-    from server.cli.chat.client import DEFAULT_URL, Client, ServerError
+    from server.cli.chat.client import Client, ServerError
+    from server.cli.chat.url import DEFAULT_URL
     from server.cli.server_flags import key_of
 
     client = Client(options.url or DEFAULT_URL, key_of(options))

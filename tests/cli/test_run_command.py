@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from server.cli import run as run_command
-from server.cli.chat import client as client_module
 from server.cli.chat import owned
+from server.cli.chat import url as url_module
 from server.cli.main import main
 from tests.cli.scripted_server import ScriptedServer, says
 
@@ -21,7 +21,7 @@ NOBODY = "http://127.0.0.1:9"
 def server(monkeypatch):
     """A running server at the default address."""
     with ScriptedServer(m={"state": "ready"}, other={"state": "ready"}) as made:
-        monkeypatch.setattr(client_module, "DEFAULT_URL", made.url)
+        monkeypatch.setattr(url_module, "DEFAULT_URL", made.url)
         made.chats(says("Blue."))
         yield made
 
@@ -116,7 +116,7 @@ def test_a_running_server_that_has_not_the_model_is_left_alone(server, piped, st
 
 
 def test_without_a_server_one_is_started(monkeypatch, piped, started, capsys):
-    monkeypatch.setattr(client_module, "DEFAULT_URL", NOBODY)
+    monkeypatch.setattr(url_module, "DEFAULT_URL", NOBODY)
 
     assert status("run", "second", "Hi", "--config", "c.yaml") == 0
 
@@ -318,10 +318,7 @@ def test_ps_with_a_key_that_may_not_see_slots(server, capsys):
 @pytest.mark.parametrize("argv", [("ps",), ("stop", "m")])
 def test_without_a_server(argv, capsys):
     assert status(*argv, "--url", NOBODY) == 1
-    assert (
-        "Start one with `onegpu serve MODEL`, or name another with --url."
-        in capsys.readouterr().err
-    )
+    assert "Start one with `onegpu serve MODEL`, or give another URL." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [("ps",), ("stop", "m")])
@@ -367,5 +364,5 @@ def test_the_default_address_is_that_of_serve():
     from server.settings import Settings
 
     served = Settings().server
-    assert f"http://{served.host}:{served.port}" == client_module.DEFAULT_URL
-    assert run_command._DESCRIPTION.count(client_module.DEFAULT_URL) == 1
+    assert f"http://{served.host}:{served.port}" == url_module.DEFAULT_URL
+    assert run_command._DESCRIPTION.count(url_module.DEFAULT_URL) == 1

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import re
-import urllib.parse
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from server.cli.chat.sse import Comment, events
-from server.core.errors import ConfigError, OnegpuError
+from server.cli.chat.url import check_key, parse_url
+from server.core.errors import OnegpuError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 _ANSWER_SECONDS = 10.0
 """Longest wait for an answer that needs no model."""
 _STREAM_SECONDS = 900.0
@@ -56,23 +54,11 @@ class Client:
 
     def __init__(self, url: str, key: str | None = None) -> None:
         """`url` is the server's, with or without `/v1`. Raises `ConfigError`."""
-        given = url if "://" in url else f"http://{url}"
-        try:
-            parts = urllib.parse.urlsplit(given)
-            port = parts.port
-            (parts.hostname or "").encode("idna")  # as connecting would, with another error
-        except ValueError as error:
-            raise ConfigError(f"{url} is not a URL: {error}.") from error
-        blank = re.search(r"[\x00-\x20\x7f]", parts.netloc)
-        if parts.scheme not in ("http", "https") or not parts.hostname or blank:
-            raise ConfigError(f"{url} is not a URL of a server. Write it like {DEFAULT_URL}.")
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise ConfigError("The key has characters that cannot be part of a key.")
-        self._host, self._port, self._secure = parts.hostname, port, parts.scheme == "https"
-        path = urllib.parse.quote(parts.path, safe="/%!$&'()*+,;=:@~")
-        self._prefix = path.rstrip("/").removesuffix("/v1")
+        address = parse_url(url)
+        check_key(key)
+        self._host, self._port, self._secure = address.host, address.port, address.secure
+        self._prefix, self.url = address.prefix, address.text
         self._key = key
-        self.url = urllib.parse.urlunsplit((parts.scheme, parts.netloc, self._prefix, "", ""))
 
     def get(self, path: str) -> Any:
         """Return the JSON answer of a GET. Raises `ServerError`."""
@@ -160,8 +146,7 @@ class Client:
     def _no_answer(self, error: Exception) -> ServerError:
         if isinstance(error, ConnectionRefusedError):
             return ServerError(
-                f"No server answers at {self.url}. Start one with `onegpu serve MODEL`, or name another "
-                "with --url."
+                f"No server answers at {self.url}. Start one with `onegpu serve MODEL`, or give another URL."
             )
         if isinstance(error, TimeoutError):
             return ServerError(f"The server at {self.url} does not answer in time.")
