@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from typing import Any
 
 import pytest
 
+from server.core.errors import Unavailable
+from server.gateway.remote.model import Remote, RemoteLimits
 from server.gateway.remote.watch import RemoteWatch
-from tests.api.test_remote import error_of, far, house, lines_of, post, route
+from server.gateway.spec import ChatPrompt, Forward, GenerationSpec
+from tests.api.test_remote import HELLO, error_of, far, house, lines_of, post, route
 from tests.remotes import Exchange, FakeRemote, distant
+from tests.serving import MODEL
 
 pytestmark = pytest.mark.anyio
 
@@ -171,3 +177,56 @@ async def test_whoever_is_ended_before_it_began_is_told():
         remote.spawn = ended
         answer = await post(stack, headers={"x-request-deadline-ms": "3000"})
     assert error_of(answer) == (503, "draining")
+
+
+async def test_a_remote_that_was_let_go_meanwhile_is_passed_over():
+    async with house(FakeRemote(), FakeRemote()) as stack:
+        course = stack.fallback.course(_spec(MODEL))
+        stack.kill(MODEL)
+        await far(stack).close()
+        generation = await course.begun()
+        assert generation.model == "farther"
+        generation.close()
+
+
+def _spec(model: str) -> GenerationSpec:
+    forward = Forward("chat/completions", lambda: {"messages": HELLO})
+    return GenerationSpec("id", model, (ChatPrompt(HELLO),), forward=forward)
+
+
+async def test_the_pool_is_as_large_as_the_settings_say():
+    async with house(FakeRemote()) as stack:
+        defaults = RemoteLimits("http://h/v1", "m")
+        made = Remote("x", defaults, far(stack).lane, stack.still)
+        transport: Any = made._client._transport
+        pool = transport._pool
+        assert (pool._max_connections, pool._max_keepalive_connections) == (201, 100)
+        assert pool._keepalive_expiry >= 30, "or nothing is kept from one request to the next"
+        await made.close()
+
+
+async def test_the_log_says_why_a_remote_was_passed_over(caplog):
+    caplog.set_level(logging.INFO)
+
+    async def fail(exchange: Exchange) -> None:
+        await exchange.answer(500, {})
+
+    async with house(FakeRemote(fail), FakeRemote()) as stack:
+        stack.kill(MODEL)
+        assert (await post(stack, model=MODEL)).json()["model"] == "farther"
+    assert "The remote 'far' answers with status 500." in caplog.messages
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_drains_asks_nobody(stream):
+    remote = FakeRemote()
+    async with house(remote) as stack:
+        course = stack.fallback.course(_spec(MODEL))
+        stack.kill(MODEL)
+        stack.admission.drain()
+        with pytest.raises(Unavailable) as caught:
+            await course.begun()
+        answer = await post(stack, model=MODEL, stream=stream)
+    assert caught.value.code in ("draining", "engine_dead")
+    assert error_of(answer) == (503, "draining")
+    assert not remote.exchanges

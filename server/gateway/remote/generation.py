@@ -203,8 +203,10 @@ class RemoteGeneration:
             self._trial.succeeded()
             self._end("refused", refused.error)
         except (RemoteFailed, Garbage, httpx2.HTTPError, ForbiddenAddress, TimeoutError) as error:
+            told = _told(name, error)
+            log.info("%s", told.message)  # another model may answer, and nobody is told of this
             self.remote.failed(self._trial.failed)
-            self._end("failed", _told(name, error))
+            self._end("failed", told)
         except Exception as error:
             log.exception("A request to the remote %s failed", name)
             self.remote.failed(self._trial.failed)

@@ -23,6 +23,8 @@ from server.gateway.remote.wire import RemoteUsage
 
 UNKNOWN = 2**31
 """Context length of a remote that nobody told."""
+_KEPT = 60.0
+"""Seconds for which an idle connection is kept; many servers close it sooner themselves."""
 log = logging.getLogger(__name__)
 
 
@@ -70,9 +72,12 @@ class Remote:
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._client = _client(limits)
+        self._closed = False
 
     def failure(self) -> RemoteFailed | None:
         """Say why it is not worth asking; None: it is."""
+        if self._closed:
+            return RemoteFailed(f"The remote {self.name!r} is no longer configured.")
         wait = self.breaker.wait()
         if wait is None:
             return None
@@ -136,6 +141,7 @@ class Remote:
 
     async def close(self) -> None:
         """End what runs, and all connections."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -164,7 +170,11 @@ class Remote:
 def _client(limits: RemoteLimits) -> httpx2.AsyncClient:
     # One more than requests may have: a probe must not wait behind them and take that for a failure.
     most = limits.connections + 1
-    pool = httpx2.Limits(max_connections=most, max_keepalive_connections=limits.keepalive)
+    pool = httpx2.Limits(
+        max_connections=most,
+        max_keepalive_connections=limits.keepalive,
+        keepalive_expiry=_KEPT,
+    )
     headers = {"user-agent": "onegpu", "accept-encoding": "identity"}
     if limits.api_key:
         headers["authorization"] = f"Bearer {limits.api_key}"
