@@ -131,6 +131,8 @@ class Lifecycle:
     async def run(self) -> int:
         """Serve until a signal, or until the model does not load."""
         self._handle_signals()
+        if self._pulse is not None:
+            self._pulse.begin()
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         loaded = asyncio.create_task(self._load())
         watch = asyncio.create_task(self._parts.hosts.watch())

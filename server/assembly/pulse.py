@@ -36,8 +36,11 @@ class Pulse:
         self._keep = keep or (lambda _: None)
         self._health = health
         self._first = first
+
+    def begin(self) -> None:
+        """Tell that the event loop turns and hears signals."""
         self._beat()
-        page.state = WorkerState.LOADING
+        self._page.state = WorkerState.LOADING
 
     def ready(self, settings: Settings) -> None:
         """Tell that the first model is loaded: with these settings one can serve."""

@@ -47,7 +47,7 @@ class Inherited:
         self.listener = socket.socket(fileno=numbers.listener)
         self.page = Page(numbers.page)
         self._configuration = numbers.configuration
-        # Until the event loop takes it: a reload that comes early finds the newest file anyway.
+        # Until the event loop takes it; the supervisor sends none before that.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         faulthandler.enable()  # where it was when native code crashed
         faulthandler.register(signal.SIGQUIT)  # where it stands still, before it is ended for that

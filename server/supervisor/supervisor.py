@@ -99,6 +99,8 @@ class Supervisor:
         """Whether any worker was ever ready."""
         self._announced: Worker | None = None
         """Of whose readiness systemd was told."""
+        self._hung_up = False
+        """Whether a reload is asked for that the worker has not been told of."""
         self._reloads: int | None = None
         """The page's count before a reload that is under way."""
 
@@ -126,6 +128,8 @@ class Supervisor:
     async def _live(self) -> End:
         """Run one worker to its end."""
         self._page.renew(self._restarts, self._failed)
+        # A reload ends with the worker that was at it: this one reads the configuration anyway.
+        self._hung_up, self._reloads = False, None
         numbers = self._descriptors
         inherited = (numbers.listener, numbers.page, numbers.parent, numbers.configuration)
         try:
@@ -164,6 +168,7 @@ class Supervisor:
                 async with asyncio.timeout(tick):
                     await self._changed.wait()
         self._changed.clear()
+        worker.reap()  # should its SIGCHLD ever be lost
         return worker.code is not None
 
     async def _put_down(self, worker: Worker) -> None:
@@ -210,10 +215,14 @@ class Supervisor:
         page = self._page
         if self._stopping is not None:
             return
+        if self._hung_up and self._worker is not None and page.state is not WorkerState.STARTING:
+            self._hung_up, self._reloads = False, page.reloads
+            self._worker.send(signal.SIGHUP)
         if self._reloads is not None:
             if page.reloads != self._reloads:
                 self._reloads = None
-                self._notifier.ready(page.reloaded)
+                # Before the first model is loaded nobody may take it for ready.
+                (self._notifier.ready if self._announced else self._notifier.status)(page.reloaded)
         elif page.state is WorkerState.LOADING:
             self._notifier.status(f"Loading, {page.progress:.0%} done")
         elif page.state is WorkerState.READY and self._announced is not self._worker:
@@ -251,12 +260,12 @@ class Supervisor:
             if self._stopping is None:  # it is told of twice, which is no second wish
                 self._stop(signal.SIGTERM)
             return
-        self._notifier.reloading()
-        if self._worker is None or self._page.state is WorkerState.STARTING:
-            self._notifier.ready("The next server process reads the configuration")
+        if self._stopping is not None:
             return
-        self._reloads = self._page.reloads
-        self._worker.send(signal.SIGHUP)
+        if self._announced is not None:
+            self._notifier.reloading()
+        # A worker that starts may have read the file as it was, and hears nothing yet.
+        self._hung_up = True
         self._changed.set()
 
     async def _stay_alive(self) -> None:

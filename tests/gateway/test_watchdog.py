@@ -109,6 +109,7 @@ def test_a_guard_that_stands_still_is_told_and_is_no_reason_to_end_what_serves(h
     with contextlib.closing(Page(descriptor)) as page:
         os.close(descriptor)
         pulse = Pulse(page, health, health._default)
+        pulse.begin()
         assert health.live().message.startswith("The GPU guard has work but has not got on for")
         assert health.ready().ok
         assert page.fault == ""  # what the supervisor goes by

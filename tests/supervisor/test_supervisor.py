@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,94 @@ while True:
     assert reloading.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert reloaded == "READY=1\nSTATUS=2 settings changed"
     assert stopping.startswith("STOPPING=1")
+
+
+class Systemd:
+    """Hears what a supervisor tells, its heartbeat left out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = str(folder / "notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.address)
+        self._socket.setblocking(False)
+
+    async def until(self, begin: str) -> list[str]:
+        """Return all that was told up to the first that begins so, that one included."""
+        heard = [""]
+        async with asyncio.timeout(30):
+            while not heard[-1].startswith(begin):
+                heard.append(
+                    (await asyncio.get_running_loop().sock_recv(self._socket, 4096)).decode()
+                )
+        return heard[1:]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def systemd(tmp_path):
+    made = Systemd(tmp_path)
+    yield made
+    made.close()
+
+
+async def comes(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def test_a_reload_during_the_first_start_is_kept_and_is_no_readiness(systemd) -> None:
+    """A worker that downloads has read its file long ago."""
+    script = """
+def again(*_):
+    page.reloaded = 'read again'
+    page.reloads += 1
+signal.signal(signal.SIGHUP, again)
+page.progress = 0.5
+while True:
+    signal.pause()
+"""
+
+    async def all_of_it() -> list[str]:
+        scripted = Scripted(script, NOTIFY_SOCKET=systemd.address)
+        page = scripted.supervisor._page
+        running = asyncio.create_task(scripted.run())
+        await comes(lambda: page.progress == 0.5)
+        scripted.supervisor._hang_up()
+        page.stall_after, page.state = 600.0, WorkerState.LOADING
+        heard = await systemd.until("STATUS=Loading")
+        page.ready_at, page.state = time.monotonic(), WorkerState.READY
+        heard += await systemd.until("READY")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+        return heard
+
+    assert asyncio.run(all_of_it()) == [
+        "STATUS=read again",
+        "STATUS=Loading, 50% done",
+        "READY=1\nSTATUS=Serving",
+    ]
+
+
+def test_a_worker_that_dies_of_a_reload_does_not_leave_it_unfinished(systemd) -> None:
+    die = "signal.signal(signal.SIGHUP, lambda *_: os._exit(1)); ready(600.0)\nwhile True: signal.pause()"
+    wait = "ready(600.0)\nwhile True: signal.pause()"
+
+    async def all_of_it() -> list[str]:
+        scripted = Scripted(die, wait, NOTIFY_SOCKET=systemd.address)
+        running = asyncio.create_task(scripted.run())
+        await systemd.until("READY=1")
+        os.kill(os.getpid(), signal.SIGHUP)
+        heard = await systemd.until("READY=1")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+        return heard
+
+    reloading, restarting, ready = asyncio.run(all_of_it())
+    assert reloading.startswith("RELOADING=1\n")
+    assert restarting.startswith(
+        "STATUS=Restarting at once: the server process ended with status 1"
+    )
+    assert ready == "READY=1\nSTATUS=Serving"
