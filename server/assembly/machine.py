@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from server.assembly.freed import cards_to_plan_for
 from server.catalog.plan import Memory, repacked_types
+from server.core.clock import Clock, SystemClock
 from server.core.errors import ConfigError
 from server.llama.gpu_build import gpu_mismatch
 from server.llama.main_card import main_card
 from server.ops.gpu import Card, read_cards
 from server.ops.machine import available_memory, cpu_flags
 from server.settings import Settings
+from server.supervisor.page import Page
 
 
 def refuse_cpu_build(settings: Settings) -> None:
@@ -24,10 +27,15 @@ def refuse_cpu_build(settings: Settings) -> None:
         raise ConfigError(refusal)
 
 
-def machine_memory(settings: Settings, *, gpu_wanted: bool) -> Memory:
-    """Return what models may be planned for. `gpu_wanted`: some model has layers on the GPU."""
+def machine_memory(
+    settings: Settings, *, gpu_wanted: bool, page: Page | None = None, clock: Clock | None = None
+) -> Memory:
+    """Return what models may be planned for. `gpu_wanted`: some model has layers on the GPU.
+
+    `page`: of a worker, which may have to wait for what the last one leaves behind.
+    """
     reserve = settings.memory.reserve
-    cards = read_cards() if gpu_wanted else []
+    cards = cards_to_plan_for(page, read_cards, clock or SystemClock()) if gpu_wanted else []
     flags = repacked_types(cpu_flags())
     if not cards or not supports_offload():
         left = _ram(settings, reserve)

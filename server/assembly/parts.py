@@ -77,7 +77,8 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
     """
     refuse_cpu_build(settings)  # before anything is downloaded
     names = wanted(settings, fetch)
-    memory = machine_memory(settings, gpu_wanted=any(one.model.n_gpu_layers != 0 for one in names))
+    on_gpu = any(one.model.n_gpu_layers != 0 for one in names)
+    memory = machine_memory(settings, gpu_wanted=on_gpu, page=page)
     contexts = sized(grouped(names, memory), memory)
     admission = Line(line_limits(settings.gateway), clock)
     served: dict[str, Served] = {}

@@ -103,6 +103,8 @@ class Page:
     """Seconds after which a loop that stands still is a dead one."""
     reloads = _Number(40, "Q", int)
     """Counted up when the configuration has been read again."""
+    gpu_free = _Number(48, "Q", int)
+    """Bytes that all cards had free when a worker planned last; a worker writes it for the next."""
     failed = _Number(56, "Q", int)
     """Of `restarts`, those since the last one that was ready."""
     fault = _Text(64, 448)
@@ -120,8 +122,9 @@ class Page:
 
     def renew(self, restarts: Mapping[Cause, int], failed: int) -> None:
         """Begin with another worker: forget what the last one told of itself."""
+        free = self.gpu_free
         self.memory[:_FRESH] = bytes(_FRESH)
-        self.restarts, self.failed = restarts, failed
+        self.restarts, self.failed, self.gpu_free = restarts, failed, free
 
     def keep_last_words(self, text: str) -> None:
         """Keep what native code says when it aborts."""

@@ -52,6 +52,10 @@ def test_it_says_what_the_supervisor_does() -> None:
     assert told["OOMPolicy"] == "continue", "the supervisor outlives its worker"
     assert told["RestartPreventExitStatus"] == str(USAGE)
     assert str(FAILURE) not in told["SuccessExitStatus"].split()
+    assert told["NoNewPrivileges"] == "yes"
+    assert told["ExecStartPre"].startswith("-+"), (
+        "with all privileges, and not at all without a card"
+    )
     assert int(told["LimitNOFILE"]) > Settings().server.max_connections + 256
 
 

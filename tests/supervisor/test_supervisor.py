@@ -306,7 +306,7 @@ def systemd(tmp_path):
 
 async def comes(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not true():
+        while not true():  # noqa: ASYNC110 - shared memory of another process has no event
             await asyncio.sleep(0.01)
 
 
