@@ -24,7 +24,7 @@ from server.cli import (
     version,
 )
 from server.cli import list as list_models
-from server.cli.output import output, speak_its_encoding
+from server.cli.output import open_what_was_closed, output, speak_its_encoding
 from server.cli.parsing import USAGE, Parser
 from server.core.errors import ConfigError, OnegpuError
 
@@ -61,6 +61,7 @@ Exit status: 0 done, 1 failed while running, 2 wrong usage or configuration."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's) and return the exit status."""
+    open_what_was_closed()
     speak_its_encoding()
     parser = build_parser()
     options, unknown = parser.parse_known_args(argv)

@@ -17,6 +17,18 @@ _IN_ASCII = {"×": "x", "…": "...", "→": "->", "≥": ">="}
 """For the characters of our own texts; all others become escapes."""
 
 
+def open_what_was_closed() -> None:
+    """Let standard streams that the command was started without (`>&-`) lead nowhere.
+
+    Otherwise the first files and sockets get their numbers, and what is printed goes into them.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def speak_its_encoding() -> None:
     """Have standard output write what its encoding lacks in ASCII, instead of ending the command."""
     codecs.register_error("onegpu", _in_ascii)

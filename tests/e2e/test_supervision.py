@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -192,3 +195,32 @@ def test_a_signal_to_both_processes_is_one_wish() -> None:
             last = [line for line in lines if line][-1]
         assert server.wait() == 0
     assert last == "data: [DONE]"
+
+
+def test_it_serves_with_its_standard_streams_closed() -> None:
+    """What prints to descriptor 1 must not print into the socket that got its number."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = [sys.executable, "-m", "server", "serve", str(DEMO), "--port", str(port)]
+    environ = os.environ | {"ONEGPU_ENGINE__THREADS": "1", "ONEGPU_DATA_DIR": "/nonexistent"}
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *serve], env=environ)
+    try:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=60,
+            trust_env=False,
+        ) as http:
+            until(lambda: process.poll() is not None or answers(http))
+            assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
