@@ -17,8 +17,8 @@ _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 10_000_000
 """What may still come of a request that was answered: closing before would lose the answer."""
 _HEAD_BYTES = 65536
-_CONNECTIONS = 256
-"""Answered at once; further ones wait in the socket's backlog."""
+_CONNECTIONS = 128
+"""Answered at once; further ones wait in the socket's backlog. A process may have 256 files only."""
 
 
 class Responder:
@@ -29,14 +29,13 @@ class Responder:
         self._listener = listener
         self._why = why
         self._left = left
-        self._server: asyncio.Server | None = None
-        self._free = asyncio.Semaphore(_CONNECTIONS)
+        self._accepting: socket.socket | None = None
+        self.answering: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        # A duplicate: the server closes what it is given.
-        self._server = await asyncio.start_server(
-            self._answer, sock=self._listener.dup(), limit=_HEAD_BYTES
-        )
+        # A duplicate: the end may be asked for meanwhile, which closes the other.
+        self._accepting = self._listener.dup()
+        self._accept()
         return self
 
     async def __aexit__(
@@ -45,20 +44,47 @@ class Responder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Not waited for: connections that linger must not hold up the next worker.
-        if self._server is not None:
-            self._server.close()
+        # Answers are not waited for: connections that linger must not hold up the next worker.
+        if self._accepting is not None:
+            asyncio.get_running_loop().remove_reader(self._accepting)
+            self._accepting.close()
+            self._accepting = None
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError):
-            async with self._free:
-                try:
-                    writer.write(self._response(await _path(reader)))
-                    await writer.drain()
-                    writer.write_eof()
-                    await _linger(reader)
-                finally:
-                    writer.close()
+    def _accept(self) -> None:
+        """Take who waits, as far as there is room; an answer that is over makes some."""
+        if self._accepting is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._accepting)
+        while len(self.answering) < _CONNECTIONS:
+            try:
+                connection, _ = self._accepting.accept()
+            except BlockingIOError:
+                loop.add_reader(self._accepting, self._accept)
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError:  # no descriptor is left
+                return
+            task = loop.create_task(self._answer(connection))
+            self.answering.add(task)
+            task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self.answering.discard(task)
+        self._accept()
+
+    async def _answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError, TimeoutError), contextlib.closing(connection):
+            reader, writer = await asyncio.open_connection(sock=connection, limit=_HEAD_BYTES)
+            try:
+                writer.write(self._response(await _path(reader)))
+                await writer.drain()
+                writer.write_eof()
+                await _linger(reader)
+            finally:
+                writer.close()
+                await writer.wait_closed()
 
     def _response(self, path: str) -> bytes:
         seconds = max(1, math.ceil(self._left()))

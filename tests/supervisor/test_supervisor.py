@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from server.core.errors import OnegpuError
 from server.supervisor.backoff import Backoff
 from server.supervisor.page import WorkerState
+from server.supervisor.responder import Responder
 from tests.supervisor.workers import Scripted
 
 READY_AND_STOP = "ready(); stop()"
@@ -194,6 +196,49 @@ def test_while_it_waits_it_answers_itself() -> None:
     assert "killed by SIGABRT (it hurts)" in refused["error"]["message"]
     assert live_head.startswith(b"HTTP/1.1 200 OK")
     assert live["status"] == "restarting"
+
+
+def test_who_finds_no_room_is_left_to_the_next_worker(monkeypatch) -> None:
+    """Whoever took all that come would be without descriptors for the next worker's start."""
+    monkeypatch.setattr("server.supervisor.responder._CONNECTIONS", 2)
+
+    async def all_of_it() -> bytes:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        with contextlib.ExitStack() as clients:
+            clients.enter_context(listener)
+            async with Responder(listener, "It hurts.", lambda: 3.0) as responder:
+                for _ in range(2):
+                    clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+                await comes(lambda: len(responder.answering) == 2)
+                last = clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+                last.sendall(b"I wait")
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            taken, _ = listener.accept()
+            clients.enter_context(taken)
+            taken.setblocking(True)
+            for task in responder.answering:
+                task.cancel()
+            return taken.recv(100)
+
+    assert asyncio.run(all_of_it()) == b"I wait"
+
+
+def test_room_that_is_there_again_is_used(monkeypatch) -> None:
+    monkeypatch.setattr("server.supervisor.responder._CONNECTIONS", 1)
+
+    async def all_of_it() -> list[bytes]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        with listener:
+            async with Responder(listener, "It hurts.", lambda: 3.0):
+                answers = await asyncio.gather(*(ask(port, "/v1/models") for _ in range(5)))
+        return [head.split(b"\r\n")[0] for head, _ in answers]
+
+    assert asyncio.run(all_of_it()) == [b"HTTP/1.1 503 Service Unavailable"] * 5
 
 
 def test_at_the_end_the_socket_is_the_workers_alone() -> None:
