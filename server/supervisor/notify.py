@@ -11,6 +11,9 @@ from collections.abc import Mapping
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """What systemd says to this process alone; a worker must not be told."""
 
+_PATIENCE = 5.0
+"""Seconds for systemd to take a line; it may be busy, at boot above all."""
+
 
 class Notifier:
     """Sends lines to the socket that systemd names; does nothing where there is none."""
@@ -54,5 +57,7 @@ class Notifier:
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         # Whoever listens may be gone; that must not stop a server.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-            end.setblocking(False)
-            end.sendto("\n".join(line.replace("\n", " ") for line in lines).encode(), address)
+            # A queue that is full for a moment must not cost a READY, which comes once.
+            end.settimeout(_PATIENCE)
+            end.connect(address)
+            end.send("\n".join(line.replace("\n", " ") for line in lines).encode())

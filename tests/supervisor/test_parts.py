@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -189,3 +192,25 @@ def test_it_imports_nothing_heavy() -> None:
         "assert not heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_queue_that_is_full_for_a_moment_loses_no_readiness(tmp_path) -> None:
+    address = str(tmp_path / "notify")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
+    ):
+        systemd.bind(address)
+        systemd.settimeout(10)
+        others.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                others.sendto(b"X=1", address)
+                sent += 1
+        sender = threading.Thread(target=Notifier({"NOTIFY_SOCKET": address}).ready, args=("up",))
+        sender.start()
+        sender.join(0.2)  # whoever does not wait has given up by now
+        heard = [systemd.recv(100) for _ in range(sent + 1)]
+        sender.join()
+    assert heard[-1] == b"READY=1\nSTATUS=up"
