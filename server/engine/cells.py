@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from server.engine.slots import Slot
+
+MOST_RUNS = 4
+"""Of a slot, before runs are merged."""
 
 
 class Run:
@@ -23,10 +28,23 @@ class Run:
         self.start = start
 
 
+def merge(slots: Sequence[Slot]) -> None:
+    """Make one run of two that nobody tells apart: all who hold cells of the first hold some of the second.
+
+    A conversation that is copied from slot to slot would get a run with every turn.
+    """
+    holders = Counter(run for slot in slots for run in slot.runs if run.start < slot.cells)
+    for slot in slots:
+        runs = slot.runs
+        slot.runs = runs[:1] + [
+            run for before, run in pairwise(runs) if holders[before] != holders[run]
+        ]
+
+
 class Holdings:
     """Who holds what, as of now: built anew after every change."""
 
-    def __init__(self, slots: Iterable[Slot]) -> None:
+    def __init__(self, slots: Sequence[Slot]) -> None:
         """Look at all slots once."""
         self._ends: dict[Run, tuple[int, int]] = {}
         """Run → where its longest holder ends, and the second longest."""

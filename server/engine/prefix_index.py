@@ -113,32 +113,50 @@ def find(
 ) -> Match:
     """Look for the longest prefix of a prompt in the slots of its scope.
 
-    Only who was admitted before `turn` can be waited for: so nobody waits for himself.
+    Only who was admitted before `turn` can be waited for: so nobody waits for himself. Of several who will hold
+    equally much the first that was admitted computes it.
     """
     match, prompt = Match(), sequence.key
     scope = sequence.request.cache_scope
-    probe = prompt[: ALIGN * TOKEN_BYTES] if partial_removal else b""
-    for slot in slots:
+    for slot in sorted(slots, key=_turn):
         key, other = slot.key, slot.sequence
-        # Whoever does not begin like this has nothing longer than what was found.
-        if not key or slot.scope != scope or other is sequence or not key.startswith(probe):
+        if not key or slot.scope != scope or other is sequence:
             continue
+        if partial_removal:
+            holds = other is None or other.computed >= match.cells + ALIGN
+            leads = other is not None and other.turn < turn
+            least = min(
+                match.cells + ALIGN if holds else len(prompt),
+                match.awaited + ALIGN if leads else len(prompt),
+            )
+            if not _agree(prompt, key, least):
+                continue
         cells = awaited = reusable_tokens(prompt, key, partial_removal=partial_removal)
         if other is not None:
             cells = min(cells, other.computed // ALIGN * ALIGN)
-            leader = match.leader
-            if other.turn < turn and (
-                awaited > match.awaited
-                or (leader and awaited == match.awaited and other.turn < leader.turn)
-            ):
+            if other.turn < turn and awaited > match.awaited:
                 match.awaited, match.leader = awaited, other
         if cells > match.cells:
             match.cells, match.source = cells, slot
-            if partial_removal:
-                probe = prompt[: (cells + ALIGN) * TOKEN_BYTES]
     if match.awaited < match.cells + MIN_AWAITED_ROWS:
         match.awaited, match.leader = 0, None
     return match
+
+
+def _turn(slot: Slot) -> int:
+    """Idle slots first, then in order of admission."""
+    return 0 if slot.sequence is None else slot.sequence.turn
+
+
+def _agree(prompt: bytes, key: bytes, tokens: int) -> bool:
+    """Whether a request for `prompt` may keep `tokens` cells of `key` or more. The last few of them tell most apart."""
+    end = tokens * TOKEN_BYTES
+    start = end - ALIGN * TOKEN_BYTES
+    return (
+        end + ALIGN * TOKEN_BYTES <= len(prompt)
+        and key.startswith(prompt[start:end], start)
+        and key.startswith(memoryview(prompt)[:start])
+    )
 
 
 _WEIGHT = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from server.engine.cells import Holdings, Run
+from server.engine.cells import MOST_RUNS, Holdings, Run, merge
 from server.engine.plan import Copy, Truncation
 from server.engine.prefix_index import (
     ALIGN,
@@ -112,6 +112,8 @@ class SlotPool:
         slot.scope = sequence.request.cache_scope
         sequence.computed = keep
         self.reserved_cells += need
+        if len(slot.runs) > MOST_RUNS:
+            merge(self.slots)
         edits += self._evict(self.kv_cells - self.reserved_cells)
         return Placement(slot, keep, edits, match, missed)
 
@@ -120,7 +122,8 @@ class SlotPool:
         slot = self.slots[sequence.slot]
         self._adopt(slot, source, cells)
         sequence.computed = cells
-        self.idle_cells = Holdings(self.slots).idle
+        if source.sequence is None:
+            self.idle_cells = Holdings(self.slots).idle
         return [Copy(source.index, slot.index, cells)]
 
     def find(self, sequence: Sequence) -> Match:

@@ -1,14 +1,22 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.engine import prefix_index
+from server.engine.detokenizer import Detokenizer
 from server.engine.prefix_index import (
     ALIGN,
+    MIN_AWAITED_ROWS,
     MIN_PREFILL_ROWS,
     chunk_rows,
     common_prefix_length,
+    find,
     reusable_tokens,
     token_key,
 )
+from server.engine.sequence import Sequence
+from server.engine.slots import Slot
+from tests.factories import ByteTokenizer, make_request
 
 tokens = st.lists(st.integers(0, 3), max_size=60)
 
@@ -49,3 +57,70 @@ def test_chunks_are_aligned_and_never_stuck(start, length, budget):
     assert rows in (0, length) or length - rows >= ALIGN
     if budget >= MIN_PREFILL_ROWS:
         assert rows > 0
+
+
+def running(prompt, computed, turn):
+    sequence = Sequence(make_request(prompt), Detokenizer(ByteTokenizer.pieces, ()), 0.0)
+    sequence.computed, sequence.turn = computed, turn
+    return sequence
+
+
+def slots_of(holders):
+    """Slots that run or hold what is given: prompt, and computed tokens, or None where idle."""
+    slots = []
+    for index, (prompt, computed) in enumerate(holders):
+        slot = Slot(index, key=token_key(prompt))
+        if computed is not None:
+            slot.sequence = running(prompt, min(computed, len(prompt)), 100 - index)
+        slots.append(slot)
+    return slots
+
+
+similar = st.builds(
+    lambda shared, own: [1] * shared + [2] * own,
+    st.sampled_from([0, 8, 9, 16, 80, 90, 96, 200]),
+    st.integers(0, 20),
+)
+
+
+@given(
+    similar.filter(len),
+    st.lists(st.tuples(similar.filter(len), st.none() | st.integers(0, 220)), max_size=6),
+    st.sampled_from([0, 97, 1000]),
+)
+def test_nothing_longer_is_overlooked(prompt, holders, turn):
+    slots = slots_of(holders)
+    match = find(slots, running(prompt, 0, 0), turn=turn)
+    here, later = {}, {}
+    for slot in slots:
+        reusable = reusable_tokens(token_key(prompt), slot.key, partial_removal=True)
+        other = slot.sequence
+        here[slot.index] = reusable if other is None else min(reusable, other.computed // 8 * 8)
+        if other is not None and other.turn < turn:
+            later[other] = reusable
+    most = max(here.values(), default=0)
+    assert match.cells == most
+    assert match.source is None if most == 0 else here[match.source.index] == most
+    longest = max(later.values(), default=0)
+    if longest < most + MIN_AWAITED_ROWS:
+        assert (match.awaited, match.leader) == (0, None)
+    else:
+        assert match.awaited == longest
+        alike = [other for other in later if later[other] == longest]
+        assert match.leader is min(alike, key=lambda other: other.turn)
+
+
+@pytest.mark.parametrize("computed", [0, 1000])
+def test_a_burst_of_one_system_prompt_compares_it_once_each(monkeypatch, computed):
+    """Otherwise 256 prompts of 32,000 tokens that come together take seconds of the engine's thread."""
+    compared = []
+
+    def counted(left, right):
+        compared.append(len(left))
+        return common_prefix_length(left, right)
+
+    slots = slots_of([([1] * 1000 + [number] * 20, computed) for number in range(2, 66)])
+    monkeypatch.setattr(prefix_index, "common_prefix_length", counted)
+    match = find(slots, running([1] * 1000 + [0] * 20, 0, 0), turn=1000)
+    assert max(match.cells, match.awaited) == 1000
+    assert len(compared) == 1

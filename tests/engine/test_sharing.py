@@ -260,3 +260,22 @@ def test_a_cell_that_is_shared_and_computed_again_is_another_cell():
     assert harness.scheduler.counters["decode_aborted"] == 1
     for request in (first, second):
         assert harness.text(request.request_id) == alone(request)
+
+
+def test_a_conversation_of_many_turns_stays_cheap_to_count():
+    """Each turn is copied from slot to slot; books that grow with every turn would slow each admission."""
+    harness = LoopHarness(ROOMY)
+    said = "A conversation"
+    for turn in range(40):
+        asked = f"{said} and then its turn {turn}"
+        requests = [make_request(asked, 4) for _ in range(1 + turn % 2)]
+        for request in requests:
+            harness.submit(request)
+        harness.run()
+        assert harness.text(requests[-1].request_id) == alone(requests[-1])
+        said = asked + harness.text(requests[0].request_id)
+    assert (
+        harness.scheduler.counters["cached_tokens"]
+        > 0.9 * harness.scheduler.counters["prompt_tokens"]
+    )
+    assert max(len(slot.runs) for slot in harness.scheduler.pool.slots) <= 8
