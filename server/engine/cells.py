@@ -49,7 +49,8 @@ class Holdings:
         self._ends: dict[Run, tuple[int, int]] = {}
         """Run → where its longest holder ends, and the second longest."""
         ends = self._ends
-        running: dict[Run, int] = {}
+        self._running: dict[Run, int] = {}
+        running = self._running
         idle: dict[Run, int] = {}
         for slot in slots:
             longest = idle if slot.sequence is None else running
@@ -87,3 +88,7 @@ class Holdings:
     def shared(self, run: Run) -> bool:
         """Whether several slots hold cells of `run`."""
         return self._ends[run][1] > run.start
+
+    def needed(self, run: Run) -> int:
+        """Where the longest running holder of `run` ends; where it starts, if none runs."""
+        return self._running.get(run, run.start)

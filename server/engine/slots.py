@@ -256,8 +256,8 @@ class SlotPool:
     def _evict(self, room: int) -> list[Truncation | Copy]:
         """Cut idle slots until the cells that only they hold fit into `room`.
 
-        The ends that nobody shares go first, those not used for longest before others; then beginnings that several
-        idle slots share.
+        The ends that nobody shares go first, those not used for longest before others; then those that only idle
+        slots share.
         """
         edits: list[Truncation | Copy] = []
         while (excess := (holdings := Holdings(self.slots)).idle - room) > 0:
@@ -273,9 +273,27 @@ class SlotPool:
                     freed += min(alone, cells - keep)
                     edits.append(self._truncate(slot, keep))
             if not freed:
-                edits.append(self._truncate(held[0], 0))
+                edits += self._evict_shared(held, holdings, excess)
         self.idle_cells = holdings.idle
         return edits
+
+    def _evict_shared(self, held: list[Slot], holdings: Holdings, excess: int) -> list[Truncation]:
+        """Cut a run that several idle slots hold and nobody goes on from, in all of them at once."""
+        ending: dict[Run, list[Slot]] = {}
+        inner: set[Run] = set()
+        for slot in held:
+            *before, last = (run for run in slot.runs if run.start < slot.cells)
+            inner.update(before)
+            ending.setdefault(last, []).append(slot)
+        leaves = [
+            (run, slots)
+            for run, slots in ending.items()
+            if run not in inner and max(slot.cells for slot in slots) > holdings.needed(run)
+        ]
+        run, slots = min(leaves, key=lambda leaf: leaf[1][-1].last_used)
+        end = max(slot.cells for slot in slots)
+        keep = max(holdings.needed(run), end - excess) // ALIGN * ALIGN
+        return [self._truncate(slot, keep) for slot in slots if slot.cells > keep]
 
 
 def _computed_key(sequence: Sequence) -> bytes:

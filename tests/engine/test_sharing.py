@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 
 from server.core.events import Delta, Finished, FinishReason, Started
+from server.engine import slots
+from server.engine.cells import Holdings
 from server.engine.plan import DecodeCode, Truncation
+from server.engine.prefix_index import token_key
 from tests.factories import MODEL_INFO, LoopHarness, make_limits, make_request
 
 SYSTEM = "You are an agent with a prompt that takes long to compute. " * 24  # 1,416 tokens
@@ -279,3 +282,37 @@ def test_a_conversation_of_many_turns_stays_cheap_to_count():
         > 0.9 * harness.scheduler.counters["prompt_tokens"]
     )
     assert max(len(slot.runs) for slot in harness.scheduler.pool.slots) <= 8
+
+
+def test_room_is_made_at_once_of_what_many_idle_slots_share_and_nobody_needs(monkeypatch):
+    counted = []
+
+    class Counted(Holdings):
+        def __init__(self, held):
+            counted.append(1)
+            super().__init__(held)
+
+    harness = LoopHarness(make_limits(slots=16, n_ctx=1600, kv_cells=2400, max_rows=256))
+    for number in range(3):
+        harness.submit(make_request("n" * 200 + str(number), 2))
+        harness.run()
+    for number in range(11):
+        harness.submit(make_request("f" * 400 + str(number), 2))
+        harness.run()
+    stream = make_request("n" * 200 + "3", 300)
+    harness.submit(stream)
+    harness.step(4)
+    pool = harness.scheduler.pool
+    needed = [slot for slot in pool.slots if slot.key.startswith(token_key([ord("n")] * 200))]
+    assert len(needed) == 4
+    other = make_request("o" * 1390, 200)
+    harness.submit(other)
+    monkeypatch.setattr(slots, "Holdings", Counted)
+    harness.step()
+    # To empty these would free nothing while the stream runs, for it has them, too.
+    assert [slot.cells for slot in needed if slot.sequence is None] == [192] * 3
+    assert len(counted) <= 5
+    assert pool.idle_cells > 300, "no more is cut than has to be"
+    harness.run()
+    for request in (stream, other):
+        assert len(harness.text(request.request_id)) == request.max_tokens

@@ -161,7 +161,7 @@ def test_a_beginning_that_only_idle_slots_share_makes_room_at_last():
     assert edits == [
         Truncation(0, 64),
         Truncation(1, 64),
-        Truncation(0, 0),
+        Truncation(0, 24),
         Truncation(1, 24),
     ]
     assert pool.idle_cells == 24
