@@ -7,6 +7,8 @@ _LONGEST_LOOK = 2.0
 waited for a dead loop meanwhile."""
 _MERCY = 3.0
 """Seconds that a fault lasts before it counts: streams are told of it first, and it may pass."""
+_FROZEN = 10.0
+"""Seconds between two looks that only a process that did not run at all lets pass."""
 
 
 class Watchdog:
@@ -16,17 +18,21 @@ class Watchdog:
         self._beats = -1
         self._still = 0.0
         self._faulty = 0.0
+        self._thawing = 0.0
+        """Seconds left in which a fault says only that the worker was frozen, too."""
         self._looked: float | None = None
 
     def look(self, now: float, beats: int, fault: str, stall_after: float) -> str | None:
         """Return why the worker has to be ended, or None. `now`: monotonic seconds."""
-        elapsed = 0.0 if self._looked is None else min(now - self._looked, _LONGEST_LOOK)
-        self._looked = now
+        passed = 0.0 if self._looked is None else now - self._looked
+        elapsed, self._looked = min(passed, _LONGEST_LOOK), now
+        # A step that was under way has taken as long as the freeze, and is given time to end.
+        self._thawing = stall_after if passed > _FROZEN else max(0.0, self._thawing - elapsed)
         if beats != self._beats:
             self._beats, self._still = beats, 0.0
         else:
             self._still += elapsed
-        self._faulty = self._faulty + elapsed if fault else 0.0
+        self._faulty = self._faulty + elapsed if fault and not self._thawing else 0.0
         if self._still > stall_after:
             return f"its event loop stood still for {self._still:.0f} s"
         if fault and self._faulty >= _MERCY:

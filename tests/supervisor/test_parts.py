@@ -214,3 +214,20 @@ def test_a_queue_that_is_full_for_a_moment_loses_no_readiness(tmp_path) -> None:
         heard = [systemd.recv(100) for _ in range(sent + 1)]
         sender.join()
     assert heard[-1] == b"READY=1\nSTATUS=up"
+
+
+def test_a_freeze_of_the_whole_machine_is_not_the_engines_fault() -> None:
+    """A step of 20 s was under way when everything stood still for ten minutes."""
+    watchdog, late = Watchdog(), "The engine has work but has not finished a step for 600 s."
+    assert watchdog.look(0.0, 1, "", 60.0) is None
+    for second in range(20):
+        assert watchdog.look(600.0 + second, 2 + second, late, 60.0) is None
+    assert watchdog.look(620.0, 30, "", 60.0) is None
+
+
+def test_a_fault_that_outlasts_a_freeze_counts_in_the_end() -> None:
+    watchdog = Watchdog()
+    watchdog.look(0.0, 1, "", 10.0)
+    seen = [watchdog.look(600.0 + second, 2 + second, "dead", 10.0) for second in range(20)]
+    assert seen[:10] == [None] * 10
+    assert seen[-1] == "dead"
