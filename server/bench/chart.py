@@ -11,7 +11,7 @@ from server.bench.report import Cell, seconds
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's: they differ for colour-blind readers, too."""
 _BAR, _PAD, _LEFT, _PANEL, _SPACE = 15, 14, 178, 270, 62
-_RIGHT = 24
+_RIGHT = 64
 _TOP = 116
 _GREY, _INK, _BAND = "#6b7280", "#1f2937", "#f3f4f6"
 
@@ -22,9 +22,10 @@ def chart(rows: Mapping[str, Sequence[Cell]], subtitle: str) -> str:
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(servers)}
     heights = [_PAD + _BAR * len(cells) for cells in rows.values()]
     bottom = _TOP + sum(heights)
-    width = _LEFT + 3 * _PANEL + 2 * _SPACE + _RIGHT + 40
     lefts = [_LEFT + i * (_PANEL + _SPACE) for i in range(3)]
     every = [cell for cells in rows.values() for cell in cells]
+    failures = 110 if any(cell.figures.errors for cell in every) else 0
+    width = _LEFT + 3 * _PANEL + 2 * _SPACE + _RIGHT + failures
     first = _Log(lefts[0], [v for c in every for v in (c.figures.first_p50, c.figures.first_p95)])
     gaps = _Log(lefts[1], [v for c in every for v in (c.figures.gap_p50, c.figures.gap_p99)])
     rate = _Linear(lefts[2], [c.figures.rate for c in every])

@@ -31,12 +31,25 @@ def peers_of(options: argparse.Namespace, environment: Mapping[str, str]) -> lis
         tls = ssl.create_default_context() if url.secure else None
         target = Target(url.host, port, url.prefix, tls, key)
         shown = label or f"{url.host}:{port}"
-        if any(one.label == shown or one.target == target for one in peers):
-            raise ConfigError(
-                f"{shown} is there twice. A server that is asked the same again answers from its cache."
-            )
-        peers.append(Peer(shown, target, model or _only_model(url.text, key)))
+        peer = Peer(shown, target, model or _only_model(url.text, key))
+        _refuse_twins(peer, peers)
+        peers.append(peer)
     return peers
+
+
+def _refuse_twins(peer: Peer, others: Sequence[Peer]) -> None:
+    """Refuse what could not be told apart, or would be measured with a cache that another filled."""
+    for other in others:
+        if _place(other) == _place(peer):
+            raise ConfigError(
+                f"{peer.label} is there twice. A server that is asked the same again answers from its cache."
+            )
+        if other.label == peer.label:
+            raise ConfigError(f"Two are called {peer.label}. Name them: NAME=URL.")
+
+
+def _place(peer: Peer) -> tuple[str, int, str, str]:
+    return peer.target.host, peer.target.port, peer.target.prefix, peer.model
 
 
 def _named(text: str) -> tuple[str, str]:

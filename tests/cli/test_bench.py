@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 
 import anyio
 import pytest
@@ -126,6 +128,33 @@ def test_a_server_without_usage_is_measured_by_its_chunks(tmp_path, capsys) -> N
     assert run["tokens"] == 2 * run["requests"]
 
 
+def test_an_interruption_keeps_what_was_measured(tmp_path) -> None:
+    held = threading.Event()
+
+    def forever():
+        yield chunk("a")
+        held.wait(30)
+
+    fine = [chunk("a"), chunk(finish="stop"), DONE]
+    with ScriptedServer(m={}) as server:
+        server.chats(*[fine] * 5, forever())
+        command = [sys.executable, "-m", "server", "bench", server.url, "--rounds", "1"]
+        command += ["--scenarios", "report-short,report-longdoc", "--out", str(tmp_path / "x")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stderr:
+                if line.startswith("report-short @1, round 1"):
+                    break
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+        held.set()
+
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    written = json.loads((tmp_path / "x.json").read_text())
+    assert [run["scenario"] for run in written["runs"]] == ["report-short"]
+    assert (tmp_path / "x.svg").exists()
+
+
 def test_a_server_that_fails_every_question_is_a_failure(tmp_path, capsys) -> None:
     fine = [chunk("a"), chunk(finish="stop"), DONE]
     with ScriptedServer(m={}) as server:
@@ -169,7 +198,8 @@ def test_a_key_is_not_shown_around(tmp_path, monkeypatch, capsys) -> None:
         (["--key-from", "NO_SUCH_VARIABLE"], "there is no such variable"),
         (["--model", "a", "--model", "b"], "given 2 times for 1 URLs"),
         (["ftp://host"], "ftp://host is not a URL of a server"),
-        (["a=127.0.0.1:1", "--model", "m"], "a is there twice"),
+        (["b=127.0.0.1:1", "--model", "m"], "b is there twice"),
+        (["a=127.0.0.1:1", "--model", "m", "--model", "n"], "Two are called a"),
         (["--out", "/nonexistent/x"], "Nothing can be written to /nonexistent"),
     ],
 )
