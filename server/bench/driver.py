@@ -18,6 +18,8 @@ from server.bench.scenarios import Row
 EXTRAS = ("top_k", "ignore_eos", "seed", "stream_options")
 """Fields beyond the basic ones, which not every server takes."""
 _SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "ignore_eos": True}
+_COARSE = 0.02
+"""Seconds by which a timer may end early on another clock: nothing is asked with less left."""
 _LONGEST_PAUSE = 5.0
 _SHORTEST_PAUSE = 0.1
 
@@ -99,7 +101,7 @@ class Driver:
 
     async def _user(self, waiting: deque[tuple[Task, Question]]) -> None:
         """Take questions until there are none, or the row's time is over."""
-        while waiting and self._left() > 0:
+        while waiting and self._left() > _COARSE:
             task, question = waiting.popleft()
             outcome = await self._ask(question)
             try:
@@ -115,7 +117,7 @@ class Driver:
         """Ask on and on, until all users are done."""
         try:
             question = next(task)
-            while not self._over and self._left() > 0:
+            while not self._over and self._left() > _COARSE:
                 outcome = await self._ask(question, under_way.set)
                 under_way.set()
                 question = task.send(outcome)
