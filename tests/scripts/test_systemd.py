@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -26,8 +27,10 @@ def service() -> configparser.SectionProxy:
     return unit["Service"]
 
 
-@pytest.mark.skipif(VERIFY is None, reason="there is no systemd-analyze here")
 def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
+    if VERIFY is None and "CI" not in os.environ:
+        pytest.skip("systemd-analyze is missing (Debian: apt-get install systemd)")
+    assert VERIFY is not None, ".ci/run installs systemd, whose systemd-analyze checks the unit"
     text = UNIT.read_text(encoding="utf-8")
     command = re.search(r"^ExecStart=(\S+)", text, re.MULTILINE)
     assert command is not None
@@ -35,7 +38,7 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
     there.write_text(text.replace(command[1], "/bin/true"), encoding="utf-8")
 
     done = subprocess.run(
-        [str(VERIFY), "verify", str(there)], capture_output=True, text=True, check=False
+        [VERIFY, "verify", str(there)], capture_output=True, text=True, check=False
     )
 
     # Unknown keys are told, and are no failure.
