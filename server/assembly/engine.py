@@ -35,6 +35,7 @@ def llama_params(sized: Sized) -> LlamaParams:
         main_gpu=model.main_gpu,
         mmap=model.mmap,
         mlock=model.mlock,
+        extra_buffers=model.extra_buffers,
         rope_scaling=rope.type or "auto",
         rope_freq_base=rope.freq_base or 0.0,
         rope_freq_scale=rope.freq_scale or 0.0,

@@ -119,7 +119,8 @@ def sized(groups: Sequence[Group], memory: Memory) -> list[Sized]:
     for group in sorted(groups, key=_has_auto):
         shape = _checked_shape(group)
         with naming(group.name):
-            found[group.name] = one = _size(group, shape, memory, left)
+            here, beside = _repacking(memory, group), _repacking(left, group)
+            found[group.name] = one = _size(group, shape, here, beside)
         left = _less(left, one.footprint)
     return [found[group.name] for group in groups]
 
@@ -200,6 +201,11 @@ def _checked_shape(group: Group) -> ModelShape:
                 check_context(shape, engine.n_ctx, _rope(member.model))
             check_experts(shape, moe)
     return shape
+
+
+def _repacking(memory: Memory, group: Group) -> Memory:
+    """Return the memory as it is for a group: nothing is repacked where that is switched off."""
+    return memory if group.model.extra_buffers else replace(memory, repacked=frozenset())
 
 
 def _size(group: Group, shape: ModelShape, memory: Memory, left: Memory) -> Sized:

@@ -155,6 +155,7 @@ def model_params(library: Library, params: LlamaParams) -> ModelParams:
     native.main_gpu = params.main_gpu
     # One GPU: without this, llama.cpp spreads layers over every card it finds.
     native.split_mode = _SPLIT_NONE
+    native.use_extra_bufts = params.extra_buffers
     if params.mmap:
         native.load_mode = _LOAD_MMAP_MLOCK if params.mlock else _LOAD_MMAP
     else:

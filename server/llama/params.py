@@ -61,6 +61,8 @@ class LlamaParams:
     main_gpu: int = 0
     mmap: bool = True
     mlock: bool = False
+    extra_buffers: bool = True
+    """Repack weights for the CPU's vector units, into memory of their own, where there is no card."""
     rope_scaling: RopeScaling = "auto"
     rope_freq_base: float = 0.0
     """0 takes the model's own, as for the next."""

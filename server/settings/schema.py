@@ -76,6 +76,10 @@ class ModelSettings(Section):
     main_gpu: Annotated[int, Field(ge=0)] = Field(0, description="index of the GPU to use")
     mmap: bool = Field(default=True, description="map the file instead of reading it into memory")
     mlock: bool = Field(default=False, description="lock the weights into RAM; never swap them out")
+    extra_buffers: bool = Field(
+        default=True,
+        description="repack weights for this CPU where llama.cpp can: faster decode, slower prefill",
+    )
     chat_template: FilePath | None = Field(
         None, description="a Jinja file to use instead of the GGUF's own chat template"
     )

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from server.assembly.agents import agent_of
+from server.assembly.engine import llama_params
 from server.assembly.sizing import budget_of, grouped, sized
 from server.assembly.wanted import Wanted, wanted
 from server.catalog.plan import Memory
 from server.core.errors import ConfigError
 from server.settings import Settings, load
 from tests.adapters import AdapterSpec, write_adapter
+from tests.llama.plan_models import PlanSpec, write_plan_model
 from tests.models import ModelSpec, write_model
 
 DEMO = Path(__file__).parents[2] / "models" / "demo.gguf"
@@ -229,6 +231,15 @@ def test_an_adapter_counts_before_anything_is_loaded(tmp_path) -> None:
     names = read(tmp_path, text % f", adapter: {adapter}")
     with pytest.raises(ConfigError, match="does not fit with its adapter"):
         sized(grouped(names, tight), tight)
+
+
+def test_weights_that_are_not_repacked_are_not_planned_twice(tmp_path) -> None:
+    path = write_plan_model(tmp_path / "m.gguf", PlanSpec(kind="Q4_0"))
+    (usual,) = sized(grouped(read(tmp_path, f"model: {{path: {path}}}"), PLENTY), PLENTY)
+    text = f"model: {{path: {path}, extra_buffers: false}}"
+    (plain,) = sized(grouped(read(tmp_path, text), PLENTY), PLENTY)
+    assert plain.plan.weights_cpu < usual.plan.weights_cpu
+    assert (llama_params(plain).extra_buffers, llama_params(usual).extra_buffers) == (False, True)
 
 
 def test_a_context_beyond_training_is_refused_but_a_default_gives_way(tmp_path) -> None:
