@@ -14,6 +14,7 @@ from server.core.events import Event
 from server.core.request import GenerationRequest
 from server.engine.interface import Backend, BackendLoader, EngineState
 from server.engine.limits import SchedulerLimits
+from server.engine.pace import Work
 from server.engine.plan import Copy, DecodeCode, Truncation
 from server.engine.scheduler import Scheduler
 
@@ -147,7 +148,9 @@ class EngineLoop:
             result = backend.decode(plan)
             now = self._clock.monotonic()
             self.step_seconds += now - before
-            if result.code is not DecodeCode.OK:
+            if result.code is DecodeCode.OK:
+                scheduler.pace.observe(Work.of(plan), now - before)
+            else:
                 log.error("A decode call ended with %s %s", result.code.name, result.reason)
             scheduler.apply(plan, result, now)
             self.last_progress = now

@@ -16,6 +16,7 @@ from server.core.request import GenerationRequest
 from server.engine.detokenizer import Detokenizer
 from server.engine.interface import Tokenizer
 from server.engine.limits import SchedulerLimits
+from server.engine.pace import Pace
 from server.engine.plan import (
     Admission,
     Copy,
@@ -63,6 +64,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         """Sorted by slot: llama.cpp's split KV layout is slower on unsorted rows."""
         self.counters: Counter[str] = Counter()
+        self.pace = Pace()
         self._followers = Followers(self.pool, self.counters)
         self._pieces = tokenizer.pieces
         self._eog = tokenizer.eog
