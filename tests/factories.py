@@ -12,7 +12,7 @@ from server.core.request import GenerationRequest
 from server.engine.interface import Backend, EngineState, ModelInfo
 from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
-from server.engine.plan import DecodeCode, Sample, StepPlan, StepResult
+from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
 from server.engine.scheduler import Scheduler
 
 N_VOCAB = 258
@@ -140,8 +140,9 @@ class ScriptedBackend:
         code = self.codes.get(number, DecodeCode.OK)
         self._check(plan)
         if code in (DecodeCode.ABORTED, DecodeCode.FAILED):
-            for row in plan.rows:  # half of each is computed
-                self._compute(row.slot, row.tokens[: len(row.tokens) // 2])
+            for row in plan.rows:  # half of each is computed; what would be sampled is lost
+                kept = min(len(row.tokens) // 2, len(row.tokens) - row.outputs)
+                self._compute(row.slot, row.tokens[:kept])
             return StepResult(
                 code, cells={row.slot: len(self.cells[row.slot]) for row in plan.rows}
             )
@@ -151,7 +152,7 @@ class ScriptedBackend:
             self._compute(row.slot, row.tokens)
         self.most_cells = max(self.most_cells, self.used_cells())
         assert self.most_cells <= self.limits.kv_cells, "more cells than there are"
-        return StepResult(samples=[self.sample(row.slot) for row in plan.rows if row.output])
+        return StepResult(samples=[self._sample_row(row) for row in plan.rows if row.outputs])
 
     def shutdown(self) -> None:
         self.closed = True
@@ -170,12 +171,34 @@ class ScriptedBackend:
         assert plan.rows, "an empty batch is an error in llama.cpp"
         assert slots == sorted(set(slots)), "one entry per slot, sorted"
         rows = sum(len(row.tokens) for row in plan.rows)
-        assert rows == plan.decode_rows + plan.prefill_rows <= self.limits.max_rows
+        assert rows == plan.decode_rows + plan.prefill_rows + plan.draft_rows
+        assert rows <= self.limits.max_rows
+        outputs = sum(row.outputs for row in plan.rows)
+        assert outputs <= self.limits.slots + self.limits.draft_rows, (
+            "more outputs abort the process"
+        )
         for row in plan.rows:
             assert row.slot in self.open_slots, "a row without a sampler"
             assert row.start == len(self.cells[row.slot]), "positions must go on where they ended"
-            assert row.tokens
+            assert 0 <= row.outputs <= len(row.tokens) > 0
+            request = self.open_slots[row.slot]
+            most = len(request.prompt) + request.max_tokens
+            assert row.start + len(row.tokens) <= most, "cells beyond the reservation"
             assert all(0 <= token < self.tokenizer.n_vocab for token in row.tokens)
+
+    def _sample_row(self, row: Rows) -> list[Sample]:
+        """Each sample sees the cells up to its own row; those behind the last one go."""
+        cells, places = self.cells[row.slot], self.places[row.slot]
+        drafted, drafted_places = cells[len(cells) - row.outputs + 1 :], places[-row.outputs :][1:]
+        del cells[len(cells) - len(drafted) :], places[len(places) - len(drafted) :]
+        samples = [self.sample(row.slot)]
+        for token, place in zip(drafted, drafted_places, strict=True):
+            if samples[-1].token != token:
+                break
+            cells.append(token)
+            places.append(place)
+            samples.append(self.sample(row.slot))
+        return samples
 
     def _sample(self, slot: int) -> Sample:
         request = self.open_slots[slot]

@@ -34,7 +34,7 @@ def decisions(slots: int, rounds: int, *, idle: float = 0.5) -> Sequence[float]:
         seconds.append(time.perf_counter() - begin)
         while any(sequence.generated == 0 for sequence in scheduler.running):
             if plan is not None:
-                samples = [Sample(1) for row in plan.rows if row.output]
+                samples = [[Sample(1)] for row in plan.rows if row.outputs]
                 scheduler.apply(plan, StepResult(samples=samples), 0.0)
             scheduler.admit(0.0)
             plan = scheduler.plan()

@@ -92,7 +92,7 @@ class Paced:
     def decode(self, plan: StepPlan) -> StepResult:
         """Take the time that computing would."""
         time.sleep(self._step + plan.prefill_rows * self._row)
-        return StepResult(samples=[Sample(97) for row in plan.rows if row.output])
+        return StepResult(samples=[[Sample(97)] for row in plan.rows if row.outputs])
 
     def shutdown(self) -> None:
         """Do nothing."""

@@ -22,6 +22,8 @@ class SchedulerLimits:
     """Most prefill rows of a step while nothing decodes."""
     prefill_rows_decoding: int = 128
     """Most prefill rows of a step while a stream waits for its next token."""
+    draft_rows: int = 0
+    """Most rows of a step for tokens of drafts, over all sequences; 0: nothing is drafted."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for sizes with which prefill could starve or nothing could run."""

@@ -53,7 +53,7 @@ class Work(NamedTuple):
         for row in plan.rows:
             count = len(row.tokens)
             rows += count
-            outputs += row.output
+            outputs += row.outputs
             span += row.start + count
             attended += attended_cells(row.start, count)
         return cls(rows, outputs, span, attended)

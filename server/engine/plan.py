@@ -44,13 +44,16 @@ Edit = Admission | Truncation | Copy
 class Rows:
     """Consecutive tokens of one sequence within one decode call.
 
-    `tokens[i]` stands at position `start + i`. With `output`, the last row's logits are sampled.
+    `tokens[i]` stands at position `start + i`. The last `outputs` rows are sampled, one after the other, until a sample
+    is not the token of the next row: the tokens after the first of them are a draft. Cells of rows behind the last
+    sampled one go at once.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
-    output: bool
+    outputs: int
+    """0: nothing is sampled; 1: no draft."""
 
 
 @dataclass(slots=True)
@@ -60,6 +63,8 @@ class StepPlan:
     rows: list[Rows]
     decode_rows: int = 0
     prefill_rows: int = 0
+    draft_rows: int = 0
+    """Of tokens that nobody has sampled yet."""
 
 
 class DecodeCode(IntEnum):
@@ -78,7 +83,7 @@ class DecodeCode(IntEnum):
 
 @dataclass(slots=True)
 class Sample:
-    """The outcome for one `Rows` with `output`: a token, or this request's own error."""
+    """One token that was drawn, or this request's own error."""
 
     token: int
     logprobs: SampledLogprobs | None = None
@@ -90,8 +95,10 @@ class StepResult:
     """What a decode call did."""
 
     code: DecodeCode = DecodeCode.OK
-    samples: list[Sample] = field(default_factory=list)
-    """With `OK`: one per `Rows` with `output`, in plan order. Otherwise empty."""
+    samples: list[list[Sample]] = field(default_factory=list)
+    """With `OK`: for each `Rows` with `outputs`, in plan order, 1 to `outputs` samples. Otherwise empty.
+
+    All but the last one are the draft's tokens."""
     cells: dict[int, int] = field(default_factory=dict)
     """With `ABORTED` and `FAILED`: planned slot → cells it really holds (positions 0 … cells-1)."""
     reason: str = ""

@@ -29,4 +29,4 @@ def prefill_rows(prefilling: Iterable[Sequence], budget: int) -> Iterator[Rows]:
             break
         budget -= count
         end = start + count
-        yield Rows(sequence.slot, start, sequence.tokens[start:end], output=end == length)
+        yield Rows(sequence.slot, start, sequence.tokens[start:end], outputs=int(end == length))

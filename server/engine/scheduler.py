@@ -32,6 +32,7 @@ from server.engine.prefill import prefill_budget, prefill_rows
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.sharing import Followers
 from server.engine.slots import Placement, SlotPool
+from server.engine.taking import take
 from server.engine.waitlist import Waitlist
 
 NO_CELLS_RETRIES = 4
@@ -146,9 +147,7 @@ class Scheduler:
         prefilling: list[Sequence] = []
         for sequence in self.running:
             if sequence.decoding:
-                rows.append(
-                    Rows(sequence.slot, sequence.computed, sequence.tokens[-1:], output=True)
-                )
+                rows.append(Rows(sequence.slot, sequence.computed, sequence.tokens[-1:], outputs=1))
             elif sequence.leader is None:
                 prefilling.append(sequence)
         decode_rows = len(rows)
@@ -177,8 +176,8 @@ class Scheduler:
                 message = f"the plan names idle slot {row.slot}"
                 raise EngineFailure(message)
             sequence.computed += len(row.tokens)
-            if row.output:
-                self._accept(sequence, next(samples), now)
+            if row.outputs:
+                self._accept(sequence, row, next(samples), now)
 
     # Details
 
@@ -200,41 +199,26 @@ class Scheduler:
         self._emit(sequence, Started(index, sequence.prompt_length, max(keep, match.awaited)))
         return [*place.edits, Admission(index, keep, sequence.request)]
 
-    def _accept(self, sequence: Sequence, sample: Sample, now: float) -> None:
-        """Take one sampled token. What goes wrong here is this request's own."""
-        if sample.error is not None:
-            self.fail(sequence.request.request_id, sample.error)
-            return
-        if sequence.first_token_at is None:
-            sequence.first_token_at = now
-        token, request = sample.token, sequence.request
-        self.counters["generated_tokens"] += 1
-        if token in self._eog and not request.ignore_eos:
-            self._complete(
-                sequence, Delta(sequence.detokenizer.flush(), ()), FinishReason.STOP, now
-            )
-            return
-        sequence.tokens.append(token)
-        try:
-            text = sequence.detokenizer.push(token)
-        except Exception as error:  # noqa: BLE001 - the neighbours go on
-            self.fail(
-                request.request_id,
-                GenerationFailed(f"Token {token} could not be turned into text: {error}"),
-            )
-            return
-        delta = Delta(text, (token,), (sample.logprobs,) if sample.logprobs is not None else ())
-        if sequence.detokenizer.match is not None:
-            self._complete(sequence, delta, FinishReason.STOP, now)
-        elif len(sequence.tokens) - sequence.prompt_length >= request.max_tokens:
-            tail = sequence.detokenizer.flush()
-            stopped = sequence.detokenizer.match is not None
-            delta = Delta(text + tail, delta.token_ids, delta.logprobs)
-            self._complete(
-                sequence, delta, FinishReason.STOP if stopped else FinishReason.LENGTH, now
-            )
-        else:
-            self._events.append((request.request_id, delta))
+    def _accept(self, sequence: Sequence, row: Rows, samples: list[Sample], now: float) -> None:
+        """Take the tokens that were sampled, which may be some of a draft and one more, up to the end."""
+        sequence.computed -= row.outputs
+        for sample in samples:
+            sequence.computed += 1
+            if sample.error is None:
+                self.counters["generated_tokens"] += 1
+                if sequence.first_token_at is None:
+                    sequence.first_token_at = now
+            taken = take(sequence, sample, self._eog)
+            if isinstance(taken, OnegpuError):
+                self.fail(sequence.request.request_id, taken)
+                break
+            delta, reason = taken
+            if reason is not None:
+                self._complete(sequence, delta, reason, now)
+                break
+            self._events.append((sequence.request.request_id, delta))
+        if sample is not samples[-1]:  # the end was within the draft; what is behind it has cells
+            self._edits.append(Truncation(row.slot, sequence.computed))
 
     def _complete(self, sequence: Sequence, last: Delta, reason: FinishReason, now: float) -> None:
         if last.text or last.token_ids:

@@ -42,6 +42,7 @@ class LlamaBackend:
         self._info = read_info(loaded, params, self._n_vocab)
         self._row_by_row = params.row_by_row
         self._unified = params.unified
+        self._most_outputs = params.outputs
         self._cells = [0] * params.slots
         self._samplers: list[Sampler | None] = [None] * params.slots
         self._source = SamplerSource(
@@ -150,7 +151,7 @@ class LlamaBackend:
         if raw == DecodeCode.OK:
             for rows in planned:
                 self._cells[rows.slot] = rows.start + len(rows.tokens)
-            return StepResult(DecodeCode.OK, [self._sample(slot, index) for slot, index in outputs])
+            return StepResult(DecodeCode.OK, [self._sample(rows, index) for rows, index in outputs])
         code = DecodeCode(raw) if raw in (1, 2, -1) else DecodeCode.FAILED
         if code in (DecodeCode.ABORTED, DecodeCode.FAILED):
             return StepResult(code, cells={rows.slot: self._resync(rows) for rows in planned})
@@ -168,7 +169,7 @@ class LlamaBackend:
 
     def _fault(self, planned: list[Rows]) -> str | None:
         """Say what llama.cpp would abort on, refuse or silently misplace in these rows; None when they are sound."""
-        cells, n_vocab, total, last = self._cells, self._n_vocab, 0, -1
+        cells, n_vocab, total, outputs, last = self._cells, self._n_vocab, 0, 0, -1
         for rows in planned:
             slot, tokens = rows.slot, rows.tokens
             count = len(tokens)
@@ -183,28 +184,46 @@ class LlamaBackend:
             # An empty sequence would take any start position without complaint.
             if rows.start != cells[slot]:
                 return f"slot {slot} starts at {rows.start} but holds {cells[slot]} cells"
-            if rows.output and self._samplers[slot] is None:
-                return f"slot {slot} has no sampler"
+            if rows.outputs and (self._samplers[slot] is None or rows.outputs > count):
+                return f"slot {slot} has no sampler, or {rows.outputs} outputs of {count} rows"
             last = slot
             total += count
-        return None if 0 < total <= self._batch.n_rows else f"{total} rows"
+            outputs += rows.outputs
+        # More outputs than the context was made for abort the process.
+        if not 0 < total <= self._batch.n_rows or outputs > self._most_outputs:
+            return f"{total} rows with {outputs} outputs"
+        return None
 
     def _resync(self, rows: Rows) -> int:
         """Count the cells that a failed call left in a planned slot.
 
-        An output that was computed but never sampled is lost: its last cell goes too, so that it
+        An output that was computed but never sampled is lost: its cell, and those of a draft, go too, so that it
         can be computed again.
         """
         slot = rows.slot
         held = self._library.memory_seq_pos_max(self._memory, slot) + 1
         self._cells[slot] = held
-        if rows.output and held == rows.start + len(rows.tokens):
-            if not self._library.memory_seq_rm(self._memory, slot, held - 1, -1):
+        sampled = rows.start + len(rows.tokens) - rows.outputs
+        if held > sampled:
+            if not self._library.memory_seq_rm(self._memory, slot, sampled, -1):
                 self._library.memory_seq_rm(self._memory, slot, -1, -1)
             self._cells[slot] = self._library.memory_seq_pos_max(self._memory, slot) + 1
         return self._cells[slot]
 
-    def _sample(self, slot: int, index: int) -> Sample:
+    def _sample(self, rows: Rows, index: int) -> list[Sample]:
+        """Draw from the rows of the batch from `index` on, until a token is not the draft's; drop cells behind that.
+
+        Every draw changes the chain, so none is made for a row whose token did not come true.
+        """
+        slot, tokens, outputs = rows.slot, rows.tokens, rows.outputs
+        samples = [self._try(slot, index)]
+        while (taken := len(samples)) < outputs and samples[-1].token == tokens[taken - outputs]:
+            samples.append(self._try(slot, index + taken))
+        if taken < outputs:
+            self.truncate(slot, self._cells[slot] + taken - outputs)
+        return samples
+
+    def _try(self, slot: int, index: int) -> Sample:
         """Draw from row `index` of the batch; what goes wrong is this sequence's own failure."""
         try:
             return self._draw(slot, index)
@@ -241,6 +260,7 @@ class LlamaBackend:
             context=self._context,
             batch=self._batch,
             slots=len(self._cells),
+            outputs=self._most_outputs,
             unified=self._unified,
             token=next(iter(self._vocab.eog), 0),
         )

@@ -42,12 +42,12 @@ class BatchBuffer:
             logits=_pointer(self._output, ctypes.c_int8),
         )
 
-    def fill(self, planned: Sequence[Rows]) -> list[tuple[int, int]]:
-        """Write the rows one after the other; return (slot, row index) of each output.
+    def fill(self, planned: Sequence[Rows]) -> list[tuple[Rows, int]]:
+        """Write the rows one after the other; return those with outputs, each with the index of its first one.
 
         The caller has checked them.
         """
-        outputs: list[tuple[int, int]] = []
+        outputs: list[tuple[Rows, int]] = []
         end = 0
         for rows in planned:
             begin, tokens = end, rows.tokens
@@ -63,9 +63,12 @@ class BatchBuffer:
                 np.add(self._count_up[: end - begin], rows.start, out=self._position[begin:end])
                 self._seq_id[begin:end] = rows.slot
                 self._output[begin:end] = 0
-            if rows.output:
+            if rows.outputs == 1:
                 self._outputs[end - 1] = 1
-                outputs.append((rows.slot, end - 1))
+                outputs.append((rows, end - 1))
+            elif rows.outputs:
+                self._output[end - rows.outputs : end] = 1
+                outputs.append((rows, end - rows.outputs))
         self.native.n_tokens = end
         return outputs
 

@@ -170,8 +170,8 @@ def _context_params(library: Library, params: LlamaParams) -> ContextParams:
     native.n_ubatch = min(params.n_ubatch, params.effective_n_batch)
     native.n_seq_max = params.slots
     # The default reserves n_ubatch × n_vocab logits; fewer than n_seq_max abort the process.
-    native.n_outputs_max = params.slots
-    native.n_outputs_max_per_seq = 1
+    native.n_outputs_max = params.outputs
+    native.n_outputs_max_per_seq = params.draft_rows + 1
     native.n_threads = params.threads
     native.n_threads_batch = params.batch_thread_count
     native.kv_unified = params.unified

@@ -85,6 +85,9 @@ class LlamaParams:
     """Most rows of one decode call."""
     n_ubatch: int = 512
     """Most rows of one computed graph."""
+    draft_rows: int = 0
+    """Most rows of one decode call for tokens of drafts, over all slots. Each gives logits, which take n_vocab floats
+    twice."""
     threads: int = 1
     """Threads for graphs of one row; `server.settings` knows the machine's cores."""
     threads_batch: int | None = None
@@ -114,6 +117,10 @@ class LlamaParams:
         _require(
             self.n_batch >= self.n_ubatch,
             f"n_ubatch ({self.n_ubatch}) must not be larger than n_batch ({self.n_batch})",
+        )
+        _require(
+            0 <= self.draft_rows <= 1024 and not (self.draft_rows and self.row_by_row),
+            f"draft_rows must be 0 to 1024, and 0 row by row, not {self.draft_rows}",
         )
         _require(self.n_batch <= 2**16, f"n_batch must be at most {2**16}, not {self.n_batch}")
         for name, value in (("kv_type", self.kv_type), ("kv_type_v", self.kv_type_v)):
@@ -178,6 +185,11 @@ class LlamaParams:
         pool the neighbours decide the order of a sequence's cells, and sums follow that order.
         """
         return self.n_ubatch == 1
+
+    @property
+    def outputs(self) -> int:
+        """Most rows of one decode call that give logits: one of each slot, and those of drafts."""
+        return self.slots + self.draft_rows
 
     @property
     def total_cells(self) -> int:

@@ -32,6 +32,8 @@ class WarmUp:
     context: Address
     batch: BatchBuffer
     slots: int
+    outputs: int
+    """Most rows of a call that give logits; the buffer for these grows with the first call that has them."""
     unified: bool
     token: int
     """A token to compute with."""
@@ -45,7 +47,7 @@ class WarmUp:
         memory = self.library.get_memory(self.context)
         rows = min(self.library.n_ubatch(self.context), self.batch.n_rows) if deep else _CHEAP_ROWS
         rows = max(min(rows, self.batch.n_rows), 1)
-        self._decode([Rows(0, 0, [self.token] * rows, output=True)])
+        self._decode([Rows(0, 0, [self.token] * rows, outputs=min(rows, self.outputs))])
         depth = rows
         if deep:
             depth = self._fill(memory, rows) if self.unified else self._compute(rows)
@@ -67,11 +69,11 @@ class WarmUp:
             held += rows
             copied = library.state_seq_set_data(context, state, size, 0) == size
         library.memory_seq_rm(memory, 0, -1, -1)
-        self._decode([Rows(0, 0, [self.token] * rows, output=True)])
+        self._decode([Rows(0, 0, [self.token] * rows, outputs=1)])
         library.memory_seq_rm(memory, 0, rows - 1, -1)
         self._decode(
             [
-                Rows(slot, rows - 1 if slot == 0 else 0, [self.token], output=True)
+                Rows(slot, rows - 1 if slot == 0 else 0, [self.token], outputs=1)
                 for slot in range(min(self.slots, self.batch.n_rows))
             ]
         )
@@ -82,11 +84,11 @@ class WarmUp:
         depth = rows
         most = min(self.library.n_ctx_seq(self.context), _MOST_COMPUTED)
         while depth + rows < most:
-            self._decode([Rows(0, depth, [self.token] * rows, output=True)])
+            self._decode([Rows(0, depth, [self.token] * rows, outputs=1)])
             depth += rows
         self._decode(
             [
-                Rows(slot, depth if slot == 0 else 0, [self.token], output=True)
+                Rows(slot, depth if slot == 0 else 0, [self.token], outputs=1)
                 for slot in range(min(self.slots, self.batch.n_rows))
                 if slot or depth < self.library.n_ctx_seq(self.context)
             ]

@@ -154,7 +154,7 @@ def test_a_prompt_takes_what_its_chunks_take():
 
 
 def test_work_is_counted_from_a_plan():
-    rows = [Rows(0, 99, [1], output=True), Rows(2, 10, [1, 2, 3], output=False)]
+    rows = [Rows(0, 99, [1], outputs=1), Rows(2, 10, [1, 2, 3], outputs=0)]
     assert Work.of(StepPlan(rows, 1, 3)) == Work(4, 1, 100 + 13, 100 + 11 + 12 + 13)
 
 

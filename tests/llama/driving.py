@@ -66,12 +66,14 @@ class Driver:
         for slot, sequence in sorted(self.running.items()):
             held = self.backend.cells(slot)
             tokens = sequence.tokens[held : held + chunk]
-            planned.append(Rows(slot, held, tokens, held + len(tokens) == len(sequence.tokens)))
+            planned.append(
+                Rows(slot, held, tokens, int(held + len(tokens) == len(sequence.tokens)))
+            )
         result = self.backend.decode(StepPlan(planned))
         samples = iter(result.samples)
         for rows in planned:
-            if rows.output and result.code is DecodeCode.OK:
-                sample = next(samples)
+            if rows.outputs and result.code is DecodeCode.OK:
+                (sample,) = next(samples)
                 self.running[rows.slot].samples.append(sample)
                 if sample.error is None:
                     self.running[rows.slot].tokens.append(sample.token)
@@ -88,6 +90,11 @@ class Driver:
             assert self.step() is DecodeCode.OK
         self.cancel(slot)
         return sequence.said
+
+    def native_cells(self, slot: int) -> int:
+        """Count a slot's cells as llama.cpp does."""
+        backend = self.backend
+        return backend._library.memory_seq_pos_max(backend._memory, slot) + 1
 
     def logits(self, index: int) -> npt.NDArray[np.float32]:
         """Copy the logits of a row of the last batch."""
@@ -110,7 +117,7 @@ class Driver:
                 held = self.backend.cells(slot)
                 tokens = list(prompt[held:edge])
                 if tokens:
-                    planned.append(Rows(slot, held, tokens, held + len(tokens) == len(prompt)))
+                    planned.append(Rows(slot, held, tokens, int(held + len(tokens) == len(prompt))))
             index = len(planned[0].tokens) - 1
             assert self.backend.decode(StepPlan(planned)).code is DecodeCode.OK
         return self.logits(index)

@@ -35,7 +35,7 @@ def test_cells_need_not_be_contiguous_and_can_be_filled_to_the_last(make_driver)
 def test_an_empty_sequence_takes_any_start_position(make_driver):
     driver = make_driver(SCRIPTED)
     # Past the backend's own check: this is why it has one.
-    driver.backend._batch.fill([Rows(0, 50, [1], output=False)])
+    driver.backend._batch.fill([Rows(0, 50, [1], outputs=0)])
     library, context = driver.backend._library, driver.backend._context
     assert library.decode(context, driver.backend._batch.native) == 0
     assert library.memory_seq_pos_max(driver.backend._memory, 0) == 50
@@ -90,8 +90,8 @@ def test_rows_of_one_sequence_may_come_beside_a_prefill(make_driver):
     driver.run(1)
     driver.start(3, prompt_of(2, 90))
     rows = [
-        Rows(0, 5, driver.running[0].tokens[5:], output=True),
-        Rows(3, 0, driver.running[3].tokens[:33], output=False),
+        Rows(0, 5, driver.running[0].tokens[5:], outputs=1),
+        Rows(3, 0, driver.running[3].tokens[:33], outputs=0),
     ]
     result = driver.backend.decode(StepPlan(rows))
     assert result.code is DecodeCode.OK

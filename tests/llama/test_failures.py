@@ -24,20 +24,22 @@ WANTED = follow(SCRIPTED, PROMPT[-1], 5)
     "rows",
     [
         [],
-        [Rows(0, 10, [], output=False)],
-        [Rows(0, 10, [-1], output=True)],
-        [Rows(0, 10, [10**6], output=True)],
-        [Rows(0, 10, [1, -1], output=True)],
-        [Rows(0, 10, [1, 10**6], output=True)],
-        [Rows(0, 9, [1], output=True)],
-        [Rows(0, 11, [1], output=True)],
-        [Rows(1, 5, [1], output=False)],
-        [Rows(-1, 0, [1], output=False)],
-        [Rows(4, 0, [1], output=False)],
-        [Rows(1, 0, [1], output=True)],
-        [Rows(0, 10, [1], output=True), Rows(0, 11, [1], output=True)],
-        [Rows(2, 0, [1], output=False), Rows(0, 10, [1], output=True)],
-        [Rows(0, 10, [1] * 257, output=True)],
+        [Rows(0, 10, [], outputs=0)],
+        [Rows(0, 10, [-1], outputs=1)],
+        [Rows(0, 10, [10**6], outputs=1)],
+        [Rows(0, 10, [1, -1], outputs=1)],
+        [Rows(0, 10, [1, 10**6], outputs=1)],
+        [Rows(0, 9, [1], outputs=1)],
+        [Rows(0, 11, [1], outputs=1)],
+        [Rows(1, 5, [1], outputs=0)],
+        [Rows(-1, 0, [1], outputs=0)],
+        [Rows(4, 0, [1], outputs=0)],
+        [Rows(1, 0, [1], outputs=1)],
+        [Rows(0, 10, [1], outputs=1), Rows(0, 11, [1], outputs=1)],
+        [Rows(2, 0, [1], outputs=0), Rows(0, 10, [1], outputs=1)],
+        [Rows(0, 10, [1] * 257, outputs=1)],
+        [Rows(0, 10, [1], outputs=2)],
+        [Rows(0, 10, [1] * 5, outputs=5)],
     ],
 )
 def test_malformed_plans_are_refused_and_change_nothing(make_driver, rows):
@@ -85,7 +87,7 @@ def test_aborted_step_is_resynchronised_and_can_be_redone(make_driver, kind, com
     bindings.llama_set_abort_callback(context, callback, None)
     held = {slot: driver.backend.cells(slot) for slot in range(3)}
     planned = [
-        Rows(slot, held[slot], driver.running[slot].tokens[held[slot] :], output=True)
+        Rows(slot, held[slot], driver.running[slot].tokens[held[slot] :], outputs=1)
         for slot in range(3)
     ]
     result = driver.backend.decode(StepPlan(planned))
@@ -132,6 +134,4 @@ def test_open_replaces_and_close_repeats(make_driver):
     driver.run(2)
     driver.backend.close(0)
     driver.backend.close(0)
-    assert (
-        driver.backend.decode(StepPlan([Rows(0, 11, [1], output=True)])).code is DecodeCode.INVALID
-    )
+    assert driver.backend.decode(StepPlan([Rows(0, 11, [1], outputs=1)])).code is DecodeCode.INVALID

@@ -42,7 +42,7 @@ def test_a_deep_warm_up_really_uses_the_last_cells(make_driver):
     codes: list[int] = []
 
     def try_once_more(memory, data):
-        backend._batch.fill([Rows(1, 1, [5] * 64, output=False)])
+        backend._batch.fill([Rows(1, 1, [5] * 64, outputs=0)])
         codes.append(backend._library.decode(backend._context, backend._batch.native))
         clear(memory, data)
 

@@ -75,10 +75,10 @@ def distributions(driver: Driver, slots: Sequence[int], cuts: Sequence[int], *, 
         for slot in slots:
             held = driver.backend.cells(slot)
             tokens = driver.running[slot].tokens
-            plan.append(Rows(slot, held, tokens[held:edge], output=edge >= 64))
+            plan.append(Rows(slot, held, tokens[held:edge], outputs=int(edge >= 64)))
         result = driver.backend.decode(StepPlan(plan))
         assert result.code is DecodeCode.OK
-        for slot, sample in zip(slots, result.samples, strict=edge >= 64):
+        for slot, (sample,) in zip(slots, result.samples, strict=edge >= 64):
             driver.running[slot].tokens.append(sample.token)
             seen[slot].append(sample.logprobs)
     for slot in slots:

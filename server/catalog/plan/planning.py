@@ -154,7 +154,7 @@ class Planner:
         self.shape = shape
         self.memory = memory
         self._weights: dict[Placement, WeightBytes] = {}
-        self._compute: dict[tuple[Placement, Run], ComputeBytes] = {}
+        self._compute: dict[tuple[Placement, Run, int], ComputeBytes] = {}
 
     @property
     def all_layers(self) -> int:
@@ -225,8 +225,8 @@ class Planner:
         shape, memory = self.shape, self.memory
         wishes, cache, where, run = layout.wishes, layout.cache, layout.where, layout.run
         weights = self._weights_of(where)
-        compute = self._compute_of(where, run)
-        output = int(wishes.slots) * shape.n_vocab * 4
+        compute = self._compute_of(where, run, int(wishes.slots))
+        output = (int(wishes.slots) + wishes.draft_rows) * shape.n_vocab * 4
         overhead = memory.cuda_context + self._pool(run) if memory.has_gpu else 0
         process = _PROCESS + shape.n_vocab * _BYTES_PER_TOKEN_TEXT + self._pool(run)
         compute_gpu = compute.gpu + compute.gpu // _COMPUTE_MARGIN
@@ -270,13 +270,13 @@ class Planner:
             self._weights[where] = weight_bytes(self.shape, where)
         return self._weights[where]
 
-    def _compute_of(self, where: Placement, run: Run) -> ComputeBytes:
-        key = (where, run)
+    def _compute_of(self, where: Placement, run: Run, slots: int) -> ComputeBytes:
+        key = (where, run, slots)
         if key not in self._compute:
             found = compute_bytes(self.shape, where, run)
-            if run.tokens < _MANY_ROWS * run.outputs:
+            if run.tokens < _MANY_ROWS * slots:
                 # One row of every slot is reserved for too; its tensors may lie worse in the buffer.
-                single = compute_bytes(self.shape, where, replace(run, tokens=run.outputs))
+                single = compute_bytes(self.shape, where, replace(run, tokens=slots, outputs=slots))
                 found = ComputeBytes(max(found.gpu, single.gpu), max(found.cpu, single.cpu))
             self._compute[key] = found
         return self._compute[key]
@@ -294,13 +294,13 @@ class Planner:
 def _largest_run(
     wishes: Wishes, slots: int, cells: tuple[int, int], *, unified: bool, flash: bool
 ) -> Run:
-    """Describe the graph for which llama.cpp reserves: a full ubatch over all cells, all slots giving output."""
+    """Describe the graph for which llama.cpp reserves: a full ubatch over all cells, with the most outputs."""
     # llama.cpp cuts the batch to the cells asked for, before it rounds them up.
     asked = int(wishes.kv_cells) if unified else cells[0]
     rows = min(wishes.n_ubatch, wishes.n_batch, asked)
     return Run(
         tokens=-(-rows // slots) * slots,
-        outputs=slots,
+        outputs=min(rows, slots + wishes.draft_rows),
         n_kv=cells[1],
         streams=1 if unified else slots,
         flash=flash,

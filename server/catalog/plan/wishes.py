@@ -25,6 +25,8 @@ class Wishes:
     n_gpu_layers: int | Literal["auto", "all"] = "auto"
     n_ubatch: int = 512
     n_batch: int = 512
+    draft_rows: int = 0
+    """Rows of drafts in one decode call; each gives logits."""
     kv_layout: Literal["auto", "unified", "split"] = "auto"
     n_cpu_moe: int | Auto = "auto"
     flash_attention: Literal["auto", "on", "off"] = "auto"
