@@ -34,7 +34,8 @@ examples:
   onegpu bench onegpu=http://127.0.0.1:8000 llama=http://127.0.0.1:8080 --scenarios short,short@16,agents
   onegpu bench mine=gpu-box:8000 other=https://host/v1 --key-from ONEGPU_KEY --key-from OTHER_KEY
 
-Exit status: 0 done, 1 a server cannot be measured, 2 wrong usage, 130 interrupted (what was measured is written)."""
+Exit status: 0 done, 1 a server cannot be measured, 2 wrong usage, 130 interrupted or terminated (what was measured
+is written)."""
 _DEFAULT = "short,short@16,agents,rotate,turns,longdoc,mixed,overload,report-short,report-longdoc,report-tools"
 _MOST_USERS, _MOST_ROUNDS = 1000, 100
 _INTERRUPTED = 130
@@ -107,9 +108,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and write. Raises `ConfigError` and `OnegpuError`."""
+    import asyncio
+
     import uvloop
 
-    from server.bench.session import run as play
     from server.cli.bench_servers import peers_of
     from server.cli.chat.terminal import Terminal
     from server.settings.environment import read_environment
@@ -127,8 +129,8 @@ def run(options: argparse.Namespace) -> int:
         return _INTERRUPTED
     interrupted = False
     try:
-        uvloop.run(play(plan, [one.peer for one in probed], watcher))
-    except KeyboardInterrupt:
+        uvloop.run(_play(plan, [one.peer for one in probed], watcher))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         interrupted = True
     terminal.clear_status()
     if watcher.all:
@@ -137,6 +139,20 @@ def run(options: argparse.Namespace) -> int:
         return _INTERRUPTED
     answered = {one.server for one in watcher.all if any(o.good for o in one.outcomes)}
     return int(any(one.peer.label not in answered for one in probed))
+
+
+async def _play(plan: Plan, peers: Sequence[Peer], watcher: _Watcher) -> None:
+    """Play until SIGTERM or SIGINT; the latter is ignored in what a shell started in the background."""
+    import asyncio
+    import contextlib
+    import signal
+
+    from server.bench.session import run as play
+
+    playing = asyncio.ensure_future(play(plan, peers, watcher))
+    with contextlib.suppress(ValueError):  # outside the main thread signals are somebody else's
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, playing.cancel)
+    await playing
 
 
 async def _prepare(

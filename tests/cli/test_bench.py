@@ -128,7 +128,8 @@ def test_a_server_without_usage_is_measured_by_its_chunks(tmp_path, capsys) -> N
     assert run["tokens"] == 2 * run["requests"]
 
 
-def test_an_interruption_keeps_what_was_measured(tmp_path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_what_was_measured(tmp_path, told) -> None:
     held = threading.Event()
 
     def forever():
@@ -144,7 +145,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path) -> None:
             for line in process.stderr:
                 if line.startswith("report-short @1, round 1"):
                     break
-            process.send_signal(signal.SIGINT)
+            process.send_signal(told)
             said = process.stderr.read()
         held.set()
 
