@@ -97,8 +97,8 @@ class ScriptedBackend:
         """Calls before it, source, slot and cells of every copy."""
         self._places = itertools.count()
         self.open_slots: dict[int, GenerationRequest] = {}
-        self.scopes: dict[int, str] = {}
-        """Whose cells a slot has."""
+        self.owners: list[list[tuple[str, bool]]] = [[] for _ in range(limits.slots)]
+        """Slot → for whom its cells were computed or taken over, and whether they are public there."""
         self.plans: list[StepPlan] = []
         self.fail_open: set[str] = set()
         self.fail_sample: dict[str, int] = {}
@@ -111,6 +111,7 @@ class ScriptedBackend:
         assert keep <= len(self.cells[slot]), "the scheduler counts cells that are not there"
         del self.cells[slot][keep:]
         del self.places[slot][keep:]
+        del self.owners[slot][keep:]
 
     def copy(self, source: int, slot: int, cells: int) -> None:
         assert self.info.shares_cells, "a partial copy of a stream aborts the process"
@@ -120,13 +121,14 @@ class ScriptedBackend:
         self.copies.append((len(self.plans), source, slot, cells))
         self.cells[slot] = self.cells[source][:cells]
         self.places[slot] = self.places[source][:cells]
-        self.scopes[slot] = self.scopes[source]
+        self.owners[slot] = self.owners[source][:cells]
 
     def open(self, slot: int, request: GenerationRequest) -> None:
         self.close(slot)
-        kept = self.cells[slot]
-        assert not kept or self.scopes[slot] == request.cache_scope, "another's cells"
-        self.scopes[slot] = request.cache_scope
+        for place, (scope, public) in enumerate(self.owners[slot]):
+            shared = public and place < request.public_tokens
+            assert shared or scope == request.cache_scope, "another's cells"
+        self.owners[slot] = _owners(request, 0, len(self.cells[slot]))
         if request.request_id in self.fail_open:
             raise ValueError("no such sampler")
         self.open_slots[slot] = request
@@ -163,6 +165,9 @@ class ScriptedBackend:
         return len(set().union(*held))
 
     def _compute(self, slot: int, tokens: Sequence[int]) -> None:
+        request = self.open_slots[slot]
+        held = len(self.cells[slot])
+        self.owners[slot] += _owners(request, held, held + len(tokens))
         self.cells[slot] += tokens
         self.places[slot] += [next(self._places) for _ in tokens]
 
@@ -208,6 +213,10 @@ class ScriptedBackend:
             if left == 0:
                 return Sample(0, error=GenerationFailed("the sampler failed"))
         return Sample(self.successor(self.cells[slot]))
+
+
+def _owners(request: GenerationRequest, start: int, end: int) -> list[tuple[str, bool]]:
+    return [(request.cache_scope, place < request.public_tokens) for place in range(start, end)]
 
 
 _numbers = itertools.count()

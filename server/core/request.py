@@ -67,6 +67,9 @@ class GenerationRequest:
     cache_scope: str = ""
     """Whose cells: only requests of the same scope share any, so that nobody's `cached_tokens` or
     answer times tell what somebody else asked."""
+    public_tokens: int = 0
+    """So many of the prompt's first tokens are the server's own words, not a client's: their cells may be shared
+    with every scope in which they are public, too."""
     deadline: float | None = None
     """Monotonic time by which a slot must be found, else `QueueTimeout`."""
     rank: tuple[int, float, int] = (0, 0.0, 0)

@@ -13,7 +13,10 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING
+
+from server.core.request import GenerationRequest
 
 if TYPE_CHECKING:
     from server.engine.sequence import Sequence as Running
@@ -111,16 +114,15 @@ class Match:
 def find(
     slots: Iterable[Slot], sequence: Running, *, partial_removal: bool = True, turn: float = 0
 ) -> Match:
-    """Look for the longest prefix of a prompt in the slots of its scope.
+    """Look for the longest prefix of a prompt in the slots of its scope; what is public, in all others, too.
 
     Only who was admitted before `turn` can be waited for: so nobody waits for himself. Of several who will hold
     equally much the first that was admitted computes it.
     """
-    match, prompt = Match(), sequence.key
-    scope = sequence.request.cache_scope
+    match, prompt, request = Match(), sequence.key, sequence.request
     for slot in sorted(slots, key=_turn):
         key, other = slot.key, slot.sequence
-        if not key or slot.scope != scope or other is sequence:
+        if not key or other is sequence or not (most := shareable(slot, request)):
             continue
         if partial_removal:
             holds = other is None or other.computed >= match.cells + ALIGN
@@ -129,9 +131,11 @@ def find(
                 match.cells + ALIGN if holds else len(prompt),
                 match.awaited + ALIGN if leads else len(prompt),
             )
-            if not _agree(prompt, key, least):
+            if least > most or not _agree(prompt, key, least):
                 continue
         cells = awaited = reusable_tokens(prompt, key, partial_removal=partial_removal)
+        if awaited > most:
+            cells = awaited = int(most) // ALIGN * ALIGN if partial_removal else 0
         if other is not None:
             cells = min(cells, other.computed // ALIGN * ALIGN)
             if other.turn < turn and awaited > match.awaited:
@@ -141,6 +145,13 @@ def find(
     if match.awaited < match.cells + MIN_AWAITED_ROWS:
         match.awaited, match.leader = 0, None
     return match
+
+
+def shareable(slot: Slot, request: GenerationRequest) -> float:
+    """How many of a slot's first cells a request may have: all of its scope's, what is public of others'."""
+    if slot.scope == request.cache_scope:
+        return inf
+    return min(slot.public, request.public_tokens)
 
 
 def _turn(slot: Slot) -> int:

@@ -13,6 +13,7 @@ from server.engine.prefix_index import (
     Match,
     Missed,
     find,
+    shareable,
     token_key,
     why_missed,
 )
@@ -34,6 +35,8 @@ class Slot:
     """Idle: the tokens in its cells, one per cell. Running: the prompt's, computed or not."""
     scope: str = ""
     """The `cache_scope` of the request that runs, or ran last."""
+    public: int = 0
+    """So many of its first cells other scopes may have, too."""
     last_used: int = 0
     """Tick at which its cells were last of use to somebody."""
     runs: list[Run] = field(default_factory=list)
@@ -110,6 +113,7 @@ class SlotPool:
         slot, edits = self._settle(sequence, idle, match, keep)
         slot.sequence, slot.reserved, slot.key = sequence, need, sequence.key
         slot.scope = sequence.request.cache_scope
+        slot.public = sequence.request.public_tokens
         sequence.computed = keep
         self.reserved_cells += need
         if len(slot.runs) > MOST_RUNS:
@@ -229,7 +233,8 @@ class SlotPool:
         return slot, edits
 
     def _has(self, slot: Slot, sequence: Sequence, prefix: bytes) -> bool:
-        return slot.scope == sequence.request.cache_scope and slot.key.startswith(prefix)
+        allowed = shareable(slot, sequence.request)
+        return len(prefix) <= allowed * TOKEN_BYTES and slot.key.startswith(prefix)
 
     # Books
 

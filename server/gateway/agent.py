@@ -11,7 +11,7 @@ from server.core.request import SamplingParams
 from server.store.keys import KeyLimits
 
 Messages = Sequence[Mapping[str, Any]]
-_SYSTEM = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 Number = TypeVar("Number", int, float)
 
 
@@ -90,9 +90,9 @@ class Agent:
         if self.system is None and not self.messages:
             return messages
         leading = 0
-        while leading < len(messages) and messages[leading]["role"] in _SYSTEM:
+        while leading < len(messages) and messages[leading]["role"] in SYSTEM_ROLES:
             leading += 1
-        own = any(message["role"] in _SYSTEM for message in messages)
+        own = any(message["role"] in SYSTEM_ROLES for message in messages)
         system: Messages = () if own or self.system is None else (_system(self.system),)
         return [*system, *messages[:leading], *self.messages, *messages[leading:]]
 

@@ -18,11 +18,13 @@ class Encoded:
     tokens: list[int]
     dropped_turns: int = 0
     """Oldest turns that were left out."""
+    public: int = 0
+    """So many of its first tokens are the agent's own words."""
 
 
 def encode(served: Served, spec: GenerationSpec) -> list[Encoded]:
     """Encode every prompt of `spec`. For a worker thread. Raises as `Prompter.encode` does."""
-    return [_encode(served, prompt, spec.max_tokens) for prompt in spec.prompts]
+    return [_with_public(served, prompt, spec.max_tokens) for prompt in spec.prompts]
 
 
 def compose(served: Served, prompt: ChatPrompt) -> ChatPrompt:
@@ -30,6 +32,14 @@ def compose(served: Served, prompt: ChatPrompt) -> ChatPrompt:
     agent = served.agent
     messages = agent.compose(prompt.messages)
     return replace(prompt, messages=messages, tools=agent.offered(prompt.tools))
+
+
+def _with_public(served: Served, prompt: Prompt, max_tokens: int | None) -> Encoded:
+    encoded = _encode(served, prompt, max_tokens)
+    if not isinstance(prompt, ChatPrompt):
+        return encoded
+    public = served.prompter.public.count(served.agent, prompt, encoded.tokens)
+    return replace(encoded, public=public)
 
 
 def _encode(served: Served, prompt: Prompt, max_tokens: int | None) -> Encoded:

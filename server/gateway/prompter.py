@@ -8,6 +8,7 @@ from datetime import datetime
 from server.chat.template import ChatTemplate
 from server.core.errors import ContextLengthExceeded, InvalidRequest
 from server.engine.interface import ModelInfo, Tokenizer
+from server.gateway.public import PublicPrefixes
 from server.gateway.spec import ChatPrompt, Prompt, TextPrompt
 
 
@@ -21,6 +22,8 @@ class Prompter:
         self._now = now
         self._source = template
         self._bound: tuple[Tokenizer, ChatTemplate] | None = None
+        self.public = PublicPrefixes(self.encode, now)
+        """Which of its tokens are agents' own words."""
         self._longest = 1
         """Characters that one token can stand for, at most."""
 
@@ -32,6 +35,7 @@ class Prompter:
             tokenizer,
             ChatTemplate(self._source or info.chat_template, tokenizer, self._now),
         )
+        self.public = PublicPrefixes(self.encode, self._now)
 
     @property
     def template(self) -> ChatTemplate:

@@ -133,10 +133,9 @@ class GenerationService:
         try:
             _check_bias(spec, lease.tokenizer.n_vocab)
             encoded = await self._encoded(served, spec, trace)
-            prompts = [one.tokens for one in encoded]
-            requests = self._requests(served, spec, prompts, arrived + patience.queue)
+            requests = self._requests(served, spec, encoded, arrived + patience.queue)
             generation.dropped_turns = sum(one.dropped_turns for one in encoded)
-            generation.attach(prompts, requests)
+            generation.attach([one.tokens for one in encoded], requests)
         except BaseException:
             generation.close()
             raise
@@ -223,7 +222,7 @@ class GenerationService:
             )
 
     def _requests(
-        self, served: Served, spec: GenerationSpec, prompts: Sequence[list[int]], deadline: float
+        self, served: Served, spec: GenerationSpec, prompts: Sequence[Encoded], deadline: float
     ) -> list[GenerationRequest]:
         """One request per choice; a given seed is counted up so that choices differ."""
         agent = served.agent
@@ -231,7 +230,8 @@ class GenerationService:
         params, stop = agent.params(spec.sampling), agent.stops(spec.stop)
         requests = []
         for number in range(len(prompts) * spec.n):
-            prompt = prompts[number // spec.n]
+            encoded = prompts[number // spec.n]
+            prompt = encoded.tokens
             if len(prompt) + (spec.max_tokens or 1) > agent.n_ctx:
                 raise ContextLengthExceeded(
                     prompt_tokens=len(prompt),
@@ -250,6 +250,7 @@ class GenerationService:
                     logprobs=spec.logprobs,
                     reuse_prefix=spec.reuse_prefix,
                     cache_scope="" if self.limits.share_prefixes else spec.principal.key_id,
+                    public_tokens=encoded.public,
                     # The others follow the first in the line. Once that one runs, to give up on
                     # one of them would throw away the work of all.
                     deadline=deadline if number == 0 else None,

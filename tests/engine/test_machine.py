@@ -12,20 +12,18 @@ from tests.factories import LoopHarness, hashed_successor, make_limits, make_req
 LONG = (
     "a system prompt so long that others wait until it is computed, rather than compute it again. "
 )
-PROMPTS = st.builds(
-    lambda shared, own: shared + own,
-    st.sampled_from(
-        [
-            "",
-            "system prompt number one ",
-            "system prompt number two, longer than one ",
-            LONG,
-            LONG
-            + "This one goes on, and they who share it wait for those who share all that is above. ",
-        ]
-    ),
-    st.text("abc", min_size=1, max_size=20),
+AGENTS = st.sampled_from(
+    [
+        "",
+        "system prompt number one ",
+        "system prompt number two, longer than one ",
+        LONG,
+        LONG
+        + "This one goes on, and they who share it wait for those who share all that is above. ",
+    ]
 )
+OWN = st.text("abc", min_size=1, max_size=20)
+PROMPTS = st.builds(lambda shared, own: shared + own, AGENTS, OWN)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -36,14 +34,23 @@ class EngineMachine(RuleBasedStateMachine):
         self.broken = set()
 
     @rule(
-        prompt=PROMPTS,
+        agent=AGENTS,
+        own=OWN,
+        public=st.booleans(),
         max_tokens=st.integers(1, 8),
         reuse=st.booleans(),
         rank=st.tuples(st.integers(-1, 2), st.floats(0, 9), st.integers(0, 9)),
         scope=st.sampled_from(["", "a", "b"]),
     )
-    def arrive(self, prompt, max_tokens, reuse, rank, scope):
-        request = make_request(prompt, max_tokens, reuse_prefix=reuse, rank=rank, cache_scope=scope)
+    def arrive(self, agent, own, public, max_tokens, reuse, rank, scope):
+        request = make_request(
+            agent + own,
+            max_tokens,
+            reuse_prefix=reuse,
+            rank=rank,
+            cache_scope=scope,
+            public_tokens=len(agent) if public else 0,
+        )
         self.requests[self.harness.submit(request)] = request
 
     @rule(prompt=PROMPTS, wait=st.sampled_from([0.0, 0.015, 0.05]))

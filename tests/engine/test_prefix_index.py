@@ -59,8 +59,8 @@ def test_chunks_are_aligned_and_never_stuck(start, length, budget):
         assert rows > 0
 
 
-def running(prompt, computed, turn):
-    sequence = Sequence(make_request(prompt), Detokenizer(ByteTokenizer.pieces, ()), 0.0)
+def running(prompt, computed, turn, **fields):
+    sequence = Sequence(make_request(prompt, **fields), Detokenizer(ByteTokenizer.pieces, ()), 0.0)
     sequence.computed, sequence.turn = computed, turn
     return sequence
 
@@ -108,6 +108,31 @@ def test_nothing_longer_is_overlooked(prompt, holders, turn):
         assert match.awaited == longest
         alike = [other for other in later if later[other] == longest]
         assert match.leader is min(alike, key=lambda other: other.turn)
+
+
+asked = st.tuples(similar.filter(len), st.sampled_from(["", "a", "b"]), st.integers(0, 120))
+
+
+@given(
+    asked,
+    st.lists(st.tuples(asked, st.none() | st.integers(0, 220)), max_size=6),
+    st.booleans(),
+)
+def test_of_another_scope_nothing_is_shared_or_told_that_is_not_public(one, holders, partial):
+    """What is found is what there would be if the others held nothing but what is public on both sides."""
+    prompt, scope, public = one
+    slots = slots_of([(held, computed) for (held, _, _), computed in holders])
+    bare = slots_of([(held, computed) for (held, _, _), computed in holders])
+    for ((held, other, bound), _), slot, cut in zip(holders, slots, bare, strict=True):
+        slot.scope, slot.public = other, min(bound, len(held))
+        if other != scope:
+            both = min(public, slot.public)
+            cut.key = token_key(held[:both]) if partial or len(held) <= both else b""
+    sequence = running(prompt, 0, 0, cache_scope=scope, public_tokens=min(public, len(prompt)))
+    plain = running(prompt, 0, 0)
+    match = find(slots, sequence, turn=1000, partial_removal=partial)
+    least = find(bare, plain, turn=1000, partial_removal=partial)
+    assert (match.cells, match.awaited) == (least.cells, least.awaited)
 
 
 @pytest.mark.parametrize("computed", [0, 1000])

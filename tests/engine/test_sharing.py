@@ -210,6 +210,24 @@ def test_another_scope_neither_shares_nor_waits():
     assert missed(harness) == {"computing_elsewhere": 1}
 
 
+@pytest.mark.parametrize("apart", [0, 30])
+@pytest.mark.parametrize("public", [1400, 1000])
+def test_what_is_public_on_both_sides_is_computed_once_for_all_scopes(public, apart):
+    harness = LoopHarness(ROOMY)
+    requests = [
+        question(1, cache_scope="me", public_tokens=1400),
+        question(1, cache_scope="you", public_tokens=public),
+        question(1, cache_scope="them"),
+    ]
+    for request in requests:
+        harness.submit(request)
+        harness.step(apart)
+    harness.run()
+    assert [usage(harness, each).cached_tokens for each in requests] == [0, public, 0]
+    for request in requests:
+        assert harness.text(request.request_id) == alone(request)
+
+
 @pytest.mark.parametrize("reuse", [True, False])
 def test_without_shared_cells_each_slot_computes_its_own(monkeypatch, reuse):
     harness = LoopHarness(ROOMY)
