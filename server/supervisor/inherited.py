@@ -49,7 +49,9 @@ class Inherited:
         self._configuration = numbers.configuration
         # Until the event loop takes it; the supervisor sends none before that.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        faulthandler.enable()  # where it was when native code crashed
+        # Where native code crashed. Other threads run on; to read their stacks can crash once more,
+        # and that signal would be told in place of the first one.
+        faulthandler.enable(all_threads=False)
         faulthandler.register(signal.SIGQUIT)  # where it stands still, before it is ended for that
         # In a process group of its own it is a background job, which some terminals forbid to write.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)

@@ -59,6 +59,31 @@ def test_a_native_message_and_the_restart_are_logged(caplog) -> None:
     assert "was killed by SIGABRT (llama.cpp aborted: it hurts)" in caplog.text
 
 
+def test_a_crash_is_traced_in_its_own_thread_alone(capfd) -> None:
+    """Other threads run on: reading their stacks can crash again, and hide the first signal."""
+    script = """
+import threading
+
+def bystander(begun):
+    begun.set()
+    time.sleep(600)
+
+def culprit():
+    os.abort()
+
+begun = threading.Event()
+threading.Thread(target=bystander, args=[begun], daemon=True).start()
+begun.wait()
+ready()
+culprit()
+"""
+    assert run(script, READY_AND_STOP) == 0
+
+    told = capfd.readouterr().err
+    assert "in culprit" in told
+    assert "in bystander" not in told
+
+
 def test_three_deaths_before_any_was_ready_are_the_end() -> None:
     die = "page.keep_last_words('no memory'); os.abort()"
 
