@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from server.core.errors import GenerationFailed
 from server.core.events import Event
 from server.core.request import GenerationRequest
-from server.engine.interface import Backend, EngineState, ModelInfo
+from server.engine.host_memory import HostBudget
+from server.engine.interface import Backend, EngineState, HostState, ModelInfo
 from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
@@ -30,6 +32,7 @@ MODEL_INFO = ModelInfo(
     fingerprint="fp_scripted",
     created=0,
     shares_cells=True,
+    saves_cells=True,
 )
 
 
@@ -71,6 +74,27 @@ def hashed_successor(tokens: Sequence[int]) -> int:
     return 32 + zlib.crc32(repr(list(tokens)).encode()) % 95
 
 
+@dataclass(frozen=True)
+class ScriptedState:
+    """A slot's tokens, and whose they are."""
+
+    tokens: tuple[int, ...]
+    owners: tuple[tuple[str, bool], ...] = ()
+
+    @property
+    def cells(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        return state_size(len(self.tokens))
+
+
+def state_size(cells: int) -> int:
+    """Bytes of a scripted state."""
+    return 100 + 10 * cells
+
+
 class ScriptedBackend:
     """Keeps tokens per slot as a KV cache would and insists on every rule llama.cpp aborts for."""
 
@@ -105,6 +129,10 @@ class ScriptedBackend:
         """Request id → how many samples succeed before one raises."""
         self.sample = sample or self._sample
         self.most_cells = 0
+        self.save_fails = self.restore_fails = False
+        self.saves: list[tuple[int, int]] = []
+        """Slot and cells of each."""
+        self.restores: list[tuple[int, int]] = []
         self.closed = False
 
     def truncate(self, slot: int, keep: int) -> None:
@@ -122,6 +150,28 @@ class ScriptedBackend:
         self.cells[slot] = self.cells[source][:cells]
         self.places[slot] = self.places[source][:cells]
         self.owners[slot] = self.owners[source][:cells]
+
+    def state_bytes(self, slot: int) -> int:
+        return state_size(len(self.cells[slot]))
+
+    def save(self, slot: int, cells: int) -> ScriptedState:
+        assert 0 < cells == len(self.cells[slot]), "the scheduler counts cells that are not there"
+        if self.save_fails:
+            raise MemoryError("no host memory")
+        self.saves.append((slot, cells))
+        return ScriptedState(tuple(self.cells[slot]), tuple(self.owners[slot]))
+
+    def restore(self, slot: int, state: HostState) -> int:
+        assert isinstance(state, ScriptedState)
+        assert not self.cells[slot], "positions must not be there twice"
+        room = self.limits.kv_cells - self.used_cells()
+        if self.restore_fails or state.cells > room:
+            return 0
+        self.restores.append((slot, state.cells))
+        self.cells[slot] += state.tokens
+        self.places[slot] += [next(self._places) for _ in state.tokens]
+        self.owners[slot] += state.owners
+        return state.cells
 
     def open(self, slot: int, request: GenerationRequest) -> None:
         self.close(slot)
@@ -252,9 +302,10 @@ class LoopHarness:
         limits: SchedulerLimits | None = None,
         *,
         real: Backend | None = None,
+        host: HostBudget | None = None,
         **scripted: object,
     ) -> None:
-        """`real`: a backend in place of the scripted one."""
+        """`real`: a backend in place of the scripted one; `host`: memory to park prefixes in."""
         self.limits = limits or make_limits()
         self.clock = FakeClock()
         self.backend = ScriptedBackend(self.limits, **scripted)  # type: ignore[arg-type]
@@ -267,7 +318,9 @@ class LoopHarness:
             self.clock,
             self._publish,
             self._notify,
+            host,
         )
+        self.host = host
         self.loop.load()
 
     def _publish(self, events: list[tuple[str, Event]]) -> None:
@@ -305,6 +358,11 @@ class LoopHarness:
         """The books balance, and agree with what the backend holds."""
         pool, backend = self.scheduler.pool, self.backend
         pool.check_integrity()
+        memory = self.loop.memory
+        if memory is not None and self.host is not None:
+            assert memory.nbytes == sum(entry.state.nbytes for entry in memory)
+            assert memory.nbytes <= self.host.used <= self.host.limit
+            assert not any(entry.pins for entry in memory), "nobody is fetching between steps"
         if not self.scheduler._edits and self.real is None:
             idle = [slot.index for slot in pool.slots if slot.sequence is None]
             running = set(range(len(pool.slots))) - set(idle)

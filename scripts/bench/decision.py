@@ -29,14 +29,14 @@ def decisions(slots: int, rounds: int, *, idle: float = 0.5) -> Sequence[float]:
         own = [(number * 7 + index * index) % N_VOCAB for index in range(OWN_TOKENS)]
         scheduler.add(GenerationRequest(f"r{number}", shared + own, 1000), 0.0)
         begin = time.perf_counter()
-        scheduler.admit(0.0)
+        list(scheduler.admit(0.0))
         plan = scheduler.plan()
         seconds.append(time.perf_counter() - begin)
         while any(sequence.generated == 0 for sequence in scheduler.running):
             if plan is not None:
                 samples = [[Sample(1)] for row in plan.rows if row.outputs]
                 scheduler.apply(plan, StepResult(samples=samples), 0.0)
-            scheduler.admit(0.0)
+            list(scheduler.admit(0.0))
             plan = scheduler.plan()
         while len(scheduler.running) > slots * (1 - idle):
             oldest = min(scheduler.running, key=lambda sequence: sequence.turn)

@@ -20,7 +20,7 @@ from server.assembly.parts import build
 from server.core.clock import SystemClock
 from server.core.request import GenerationRequest
 from server.engine.inprocess import InProcessEngine
-from server.engine.interface import Backend, ModelInfo
+from server.engine.interface import Backend, HostState, ModelInfo
 from server.engine.limits import SchedulerLimits
 from server.engine.plan import Sample, StepPlan, StepResult
 from server.gateway.host import HostSpec
@@ -82,6 +82,21 @@ class Paced:
 
     def copy(self, source: int, slot: int, cells: int) -> None:
         """Do nothing."""
+
+    def state_bytes(self, slot: int) -> int:
+        """Return 0: nothing is there to be saved."""
+        del slot
+        return 0
+
+    def save(self, slot: int, cells: int) -> HostState:
+        """Refuse: `info` says that nothing can be saved."""
+        del slot, cells
+        raise RuntimeError
+
+    def restore(self, slot: int, state: HostState) -> int:
+        """Restore nothing."""
+        del slot, state
+        return 0
 
     def open(self, slot: int, request: GenerationRequest) -> None:
         """Do nothing."""

@@ -10,6 +10,7 @@ from server.catalog.gguf import check_parts
 from server.catalog.plan import Plan, compare, describe, read_shape
 from server.core.clock import Clock
 from server.core.errors import ConfigError, ModelFileError, OnegpuError
+from server.engine.host_memory import HostBudget
 from server.engine.inprocess import InProcessEngine
 from server.engine.interface import Backend, BackendLoader
 from server.engine.limits import SchedulerLimits
@@ -83,10 +84,14 @@ def build_engine(
     prompters: Sequence[Prompter],
     clock: Clock,
     last_words: LastWords | None = None,
+    host: HostBudget | None = None,
 ) -> InProcessEngine:
-    """Make an engine that loads the model when it is started. Raises `ConfigError`."""
+    """Make an engine that loads the model when it is started. Raises `ConfigError`.
+
+    `host`: the memory that all engines may keep prefixes in.
+    """
     load = _loader(llama_params(sized), sized, prompters, last_words)
-    return InProcessEngine(load, scheduler_limits(sized), clock)
+    return InProcessEngine(load, scheduler_limits(sized), clock, host)
 
 
 def _loader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.assembly.freed import cards_to_plan_for
-from server.catalog.plan import Memory, repacked_types
+from server.catalog.plan import Memory, gib, repacked_types
 from server.core.clock import Clock, SystemClock
 from server.core.errors import ConfigError
 from server.llama.gpu_build import gpu_mismatch
@@ -12,6 +12,8 @@ from server.ops.gpu import Card, read_cards
 from server.ops.machine import available_memory, cpu_flags
 from server.settings import Settings
 from server.supervisor.page import Page
+
+_MOST_HOST_CACHE = 8 * 2**30
 
 
 def refuse_cpu_build(settings: Settings) -> None:
@@ -60,12 +62,34 @@ def supports_offload() -> bool:
     return library().supports_gpu_offload()
 
 
+def host_cache(settings: Settings, memory: Memory, planned: int) -> int:
+    """Bytes of system memory for prefixes that leave the KV cache; `planned`: what all models take by plan.
+
+    `auto` is a quarter of what is available, at most 8 GiB, and never more than the models leave.
+    """
+    wish = settings.engine.host_cache
+    if wish != "auto":
+        return wish
+    available = available_memory()
+    if available is None:
+        return 0
+    left = available if memory.cpu_available is None else memory.cpu_available
+    return max(0, min(available // 4, _MOST_HOST_CACHE, left - planned))
+
+
 def _ram(settings: Settings, reserve: int) -> int | None:
-    """What of the system memory may be used; None: not known, not limited."""
+    """What of the system memory models may use; None: not known, not limited. `ConfigError`: too much is wished."""
     available, most = available_memory(), settings.memory.ram
     if available is None:
         return most
-    left = max(0, available - reserve)
+    wish = settings.engine.host_cache
+    cache = 0 if wish == "auto" else wish
+    if cache > available:
+        raise ConfigError(
+            f"engine.host_cache is {gib(cache)}, but only {gib(available)} of system memory are available. "
+            "Lower it, or leave it out."
+        )
+    left = max(0, available - reserve - cache)
     return left if most is None else min(left, most)
 
 

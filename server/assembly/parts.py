@@ -15,7 +15,7 @@ from server.assembly.agents import agent_of
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.gpu_guard import build_guard
 from server.assembly.keys import access_rules
-from server.assembly.machine import machine_memory, refuse_cpu_build
+from server.assembly.machine import host_cache, machine_memory, refuse_cpu_build
 from server.assembly.pulse import crash_record
 from server.assembly.routes import prepare_routes
 from server.assembly.sizing import Sized, budget_of, grouped, sized
@@ -23,6 +23,7 @@ from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
 from server.core.clock import Clock
 from server.core.errors import ConfigError
+from server.engine.host_memory import HostBudget
 from server.gateway.answers import AnswerKeeper
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
@@ -80,11 +81,13 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
     on_gpu = any(one.model.n_gpu_layers != 0 for one in names)
     memory = machine_memory(settings, gpu_wanted=on_gpu, page=page)
     contexts = sized(grouped(names, memory), memory)
+    planned = sum(one.footprint.cpu for one in contexts)
+    prefixes = HostBudget(host_cache(settings, memory, planned))
     admission = Line(line_limits(settings.gateway), clock)
     served: dict[str, Served] = {}
     preload: list[Host] = []
     for one in contexts:
-        host, members = _host(one, admission, clock, page)
+        host, members = _host(one, admission, clock, page, prefixes)
         served |= {found.agent.name: found for found in members}
         if any(member.preload for member in one.group.members):
             preload.append(host)
@@ -153,7 +156,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
 
 
 def _host(
-    one: Sized, admission: Line, clock: Clock, page: Page | None
+    one: Sized, admission: Line, clock: Clock, page: Page | None, prefixes: HostBudget
 ) -> tuple[Host, list[Served]]:
     """Make a context's host and the agents on it, which share a prompter where they can."""
     prompters: dict[str | None, Prompter] = {}
@@ -169,7 +172,7 @@ def _host(
         n_ctx=sizes.n_ctx,
         kv_cells=sizes.kv_cells,
         footprint=one.footprint,
-        make=lambda: build_engine(one, tuple(prompters.values()), clock, last_words),
+        make=lambda: build_engine(one, tuple(prompters.values()), clock, last_words, prefixes),
         keep_alive=one.group.keep_alive,
     )
     host = Host(spec, admission.open_lane(sizes.slots), clock.monotonic())

@@ -11,6 +11,7 @@ from server.core.clock import Clock
 from server.core.errors import Draining, EngineDead, ModelLoading, OnegpuError
 from server.core.events import Delta, Event, Failed, Finished, Started, Usage
 from server.core.request import GenerationRequest
+from server.engine.host_memory import HostBudget
 from server.engine.interface import (
     BackendLoader,
     EngineState,
@@ -77,11 +78,17 @@ class TokenStream:
 class InProcessEngine:
     """Runs an `EngineLoop` in a thread. Its methods belong to the event loop `start` ran on."""
 
-    def __init__(self, load: BackendLoader, limits: SchedulerLimits, clock: Clock) -> None:
-        """Nothing runs until `start`."""
+    def __init__(
+        self,
+        load: BackendLoader,
+        limits: SchedulerLimits,
+        clock: Clock,
+        host: HostBudget | None = None,
+    ) -> None:
+        """Nothing runs until `start`. `host`: host memory for prefixes that leave the KV cache."""
         self.limits = limits
         self._clock = clock
-        self._engine = EngineLoop(load, limits, clock, self._publish, self._notify)
+        self._engine = EngineLoop(load, limits, clock, self._publish, self._notify, host)
         self._thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
         self._streams: dict[str, TokenStream] = {}
         self._waiting: dict[str, None] = {}
@@ -171,6 +178,8 @@ class InProcessEngine:
             step_seconds=engine.step_seconds,
             last_step=engine.last_progress,
             held=engine.held,
+            host_bytes=engine.memory.nbytes if engine.memory is not None else 0,
+            host_entries=len(engine.memory) if engine.memory is not None else 0,
         )
 
     def slot_views(self) -> list[SlotView]:

@@ -36,6 +36,8 @@ class ModelInfo:
     """False for recurrent and hybrid memories, whose sequences can only be removed whole."""
     shares_cells: bool = False
     """Whether several slots can hold the same cells, so that `Backend.copy` costs nothing."""
+    saves_cells: bool = False
+    """Whether `Backend.save` keeps all cells of a slot, fast enough to be worth it."""
 
 
 class Tokenizer(Protocol):
@@ -90,6 +92,20 @@ class Tokenizer(Protocol):
         ...
 
 
+class HostState(Protocol):
+    """What `Backend.save` gave: a slot's cells as bytes in host memory. Only that very backend reads them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of host memory that it takes."""
+        ...
+
+    @property
+    def cells(self) -> int:
+        """Cells that it holds: positions 0 … cells-1."""
+        ...
+
+
 class Backend(Protocol):
     """One llama context with its KV cache and samplers; only the engine thread calls it."""
 
@@ -109,6 +125,21 @@ class Backend(Protocol):
 
     def copy(self, source: int, slot: int, cells: int) -> None:
         """Let the empty `slot` share the first `cells` cells of `source`. Needs `info.shares_cells`."""
+        ...
+
+    def state_bytes(self, slot: int) -> int:
+        """Bytes that `save` would take now. Needs `info.saves_cells`, as the next two do."""
+        ...
+
+    def save(self, slot: int, cells: int) -> HostState:
+        """Copy all cells of `slot` to host memory; it holds `cells` of them. The slot stays as it is.
+
+        `RuntimeError` or `MemoryError` when that fails; nothing is changed then.
+        """
+        ...
+
+    def restore(self, slot: int, state: HostState) -> int:
+        """Put `state`'s cells into the empty `slot`; return how many are there: all, or 0 when there was no room."""
         ...
 
     def open(self, slot: int, request: GenerationRequest) -> None:
@@ -186,6 +217,10 @@ class EngineStatus:
     """Monotonic time at which the last step ended."""
     held: bool = False
     """Nothing that waits gets a slot; see `Engine.hold`."""
+    host_bytes: int = 0
+    """Host memory that holds prefixes."""
+    host_entries: int = 0
+    """Prefixes in host memory."""
 
 
 Watch = Callable[[Event], None]

@@ -12,10 +12,12 @@ from server.core.clock import Clock
 from server.core.errors import EngineDead, GenerationFailed, OnegpuError
 from server.core.events import Event
 from server.core.request import GenerationRequest
+from server.engine.host_memory import HostBudget, HostMemory
 from server.engine.interface import Backend, BackendLoader, EngineState
 from server.engine.limits import SchedulerLimits
 from server.engine.pace import Work
-from server.engine.plan import Copy, DecodeCode, Truncation
+from server.engine.parking import Parking
+from server.engine.plan import Admission, Copy, DecodeCode, Park, Restore
 from server.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,12 @@ class EngineLoop:
         clock: Clock,
         publish: Publish,
         notify: Callable[[EngineState], None],
+        host: HostBudget | None = None,
     ) -> None:
-        """`notify` is called on the engine thread with READY, and at the very end."""
+        """`notify` is called on the engine thread with READY, and at the very end.
+
+        `host`: host memory for prefixes that have to leave the KV cache; None keeps none.
+        """
         self.limits = limits
         self.state = EngineState.LOADING
         self.load_progress = 0.0
@@ -52,6 +58,7 @@ class EngineLoop:
         self.error: OnegpuError | None = None
         self.backend: Backend | None = None
         self.scheduler: Scheduler | None = None
+        self.memory: HostMemory | None = None
         self.step_seconds = 0.0
         self.last_progress = clock.monotonic()
         """When a step last ended, or work came to an idle loop."""
@@ -59,6 +66,8 @@ class EngineLoop:
         self._clock = clock
         self._publish = publish
         self._notify = notify
+        self._host = host
+        self._parking: Parking | None = None
         self._inbox: deque[GenerationRequest | str] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -122,12 +131,19 @@ class EngineLoop:
     def load(self) -> None:
         """Load the model in this thread. Raises `ModelFileError`."""
         self.backend = self._load(self._progress)
+        info = self.backend.info
+        if self._host is not None and self._host.limit and info.saves_cells:
+            self.memory = HostMemory(self._host)
         self.scheduler = Scheduler(
             self.limits,
             self.backend.tokenizer,
-            partial_removal=self.backend.info.partial_removal,
-            sharing=self.backend.info.shares_cells,
+            partial_removal=info.partial_removal,
+            sharing=info.shares_cells,
+            host=self.memory,
         )
+        if self.memory is not None:
+            counters = self.scheduler.counters
+            self._parking = Parking(self.backend, self.memory, counters, self._clock)
         self.load_progress = 1.0
         self.state = EngineState.READY
 
@@ -161,24 +177,39 @@ class EngineLoop:
         return plan is not None or bool(events)
 
     def _admit(self, scheduler: Scheduler, backend: Backend) -> None:
-        """Edit memory as the scheduler says. A sampler that cannot be made ends one request."""
+        """Edit memory as the scheduler says, which goes on from what came of each edit."""
+        parking = self._parking
+        if self.memory is not None:
+            self.memory.trim()
         for edit in scheduler.admit(self._clock.monotonic(), held=self.held):
-            if isinstance(edit, Copy):
-                backend.copy(edit.source, edit.slot, edit.cells)
-                continue
-            backend.truncate(edit.slot, edit.keep)
-            if isinstance(edit, Truncation):
-                continue
-            try:
-                backend.open(edit.slot, edit.request)
-            except OnegpuError as error:
-                scheduler.fail(edit.request.request_id, error)
-            except Exception as error:
-                log.exception("No sampler for %s", edit.request.request_id)
-                scheduler.fail(
-                    edit.request.request_id,
-                    GenerationFailed(f"The sampler could not be made: {error}"),
-                )
+            match edit:
+                case Copy():
+                    backend.copy(edit.source, edit.slot, edit.cells)
+                case Park():
+                    if parking is not None:
+                        parking.park(edit)
+                case Restore():
+                    if parking is not None:
+                        scheduler.restored(edit.slot, parking.restore(edit))
+                case _:
+                    backend.truncate(edit.slot, edit.keep)
+                    if isinstance(edit, Admission):
+                        self._open(scheduler, backend, edit)
+
+    def _open(self, scheduler: Scheduler, backend: Backend, edit: Admission) -> None:
+        """Make a sampler. One that cannot be made ends its request alone."""
+        try:
+            backend.open(edit.slot, edit.request)
+        except OnegpuError as error:
+            scheduler.fail(edit.request.request_id, error)
+        except Exception as error:
+            log.exception("No sampler for %s", edit.request.request_id)
+            scheduler.fail(
+                edit.request.request_id,
+                GenerationFailed(f"The sampler could not be made: {error}"),
+            )
+        # Its slot may be given on at once: to close it later would take the next one's sampler.
+        self._close_finished(scheduler, backend)
 
     def _close_finished(self, scheduler: Scheduler, backend: Backend) -> None:
         for slot in scheduler.take_closed():
@@ -224,6 +255,8 @@ class EngineLoop:
         if self.state is not EngineState.DEAD:
             self.state = EngineState.STOPPED
         try:
+            if self.memory is not None:
+                self.memory.close()
             if self.backend is not None:
                 self.backend.shutdown()
         except Exception:

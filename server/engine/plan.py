@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from server.core.errors import OnegpuError
 from server.core.events import SampledLogprobs
 from server.core.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from server.engine.host_memory import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,29 @@ class Copy:
     cells: int
 
 
-Edit = Admission | Truncation | Copy
+@dataclass(frozen=True, slots=True)
+class Park:
+    """All cells of `slot`, which hold the tokens of `key` for `scope`, are kept in host memory, too.
+
+    The first `public` of them are for all scopes in which they are public.
+    """
+
+    slot: int
+    scope: str
+    key: bytes
+    public: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """The empty `slot` gets the cells of a prefix in host memory. All of them: what is too many goes next."""
+
+    slot: int
+    entry: Entry
+
+
+MemoryEdit = Truncation | Copy | Park | Restore
+Edit = Admission | MemoryEdit
 
 
 @dataclass(slots=True)

@@ -8,20 +8,22 @@ Deterministic: no clock of its own, no I/O, no thread. One step is
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from operator import attrgetter
 
 from server.core.errors import GenerationFailed, OnegpuError, QueueTimeout
 from server.core.events import Delta, Event, Failed, Finished, FinishReason, Started
 from server.core.request import GenerationRequest
 from server.engine.detokenizer import Detokenizer
+from server.engine.host_memory import HostMemory
 from server.engine.interface import Tokenizer
 from server.engine.limits import SchedulerLimits
 from server.engine.pace import Pace
 from server.engine.plan import (
     Admission,
-    Copy,
     DecodeCode,
     Edit,
+    MemoryEdit,
     Rows,
     Sample,
     StepPlan,
@@ -52,14 +54,19 @@ class Scheduler:
         *,
         partial_removal: bool = True,
         sharing: bool = False,
+        host: HostMemory | None = None,
     ) -> None:
-        """Take what the KV memory can do: drop the end of a sequence; let sequences share cells."""
+        """Take what the KV memory can do: drop the end of a sequence; let sequences share cells.
+
+        `host`: where idle prefixes go when their cells are needed.
+        """
         self.limits = limits
         self.pool = SlotPool(
             slots=limits.slots,
             kv_cells=limits.kv_cells,
             partial_removal=partial_removal,
             sharing=sharing,
+            host=host,
         )
         self.waiting = Waitlist()
         self.running: list[Sequence] = []
@@ -73,7 +80,7 @@ class Scheduler:
         self._by_id: dict[str, Sequence] = {}
         self._events: list[tuple[str, Event]] = []
         self._closed: list[int] = []
-        self._edits: list[Truncation | Copy] = []
+        self._edits: list[MemoryEdit] = []
         self.next_deadline = float("inf")
         """No waiting sequence's deadline is before it."""
         self._admitted = 0
@@ -127,17 +134,25 @@ class Scheduler:
 
     # A step
 
-    def admit(self, now: float, *, held: bool = False) -> list[Edit]:
-        """Expire what waited too long, give slots to who is next unless `held`; return memory edits."""
+    def admit(self, now: float, *, held: bool = False) -> Iterator[Edit]:
+        """Expire what waited too long, give slots to who is next unless `held`; yield memory edits.
+
+        Each edit has to be carried out before the next one is asked for: what follows depends on whether a prefix
+        could be restored (`restored`) and a sampler made (`fail`).
+        """
         if now >= self.next_deadline:
             self._expire(now)
-        edits: list[Edit] = [*self._edits, *self._followers.advance()]
-        self._edits.clear()
+        edits, self._edits = self._edits, []
+        yield from edits
+        yield from self._followers.advance()
         slots, acquire = self.limits.slots, self.pool.acquire
         most = 0 if held else slots
         while len(self.running) < most and (found := self.waiting.take(acquire, slots)):
-            edits += self._enter(*found, now)
-        return edits
+            yield from self._enter(*found, now)
+
+    def restored(self, slot: int, cells: int) -> None:
+        """Take what came of the last `Restore`: `cells` are there. What is missing is computed."""
+        self.pool.restored(self.pool.slots[slot], cells)
 
     def plan(self) -> StepPlan | None:
         """Plan one row per decoding sequence, then prefill from what is left. None: no work."""
@@ -181,23 +196,25 @@ class Scheduler:
 
     # Details
 
-    def _enter(self, sequence: Sequence, place: Placement, now: float) -> list[Edit]:
-        """Let a sequence run in the slot that was found; return the memory edits that this takes."""
-        index, keep, match = place.slot.index, place.keep, place.match
-        sequence.slot, sequence.cached = index, keep
+    def _enter(self, sequence: Sequence, place: Placement, now: float) -> Iterator[Edit]:
+        """Let a sequence run in the slot that was found; yield the memory edits that this takes."""
+        index, match = place.slot.index, place.match
+        sequence.slot = index
         sequence.status, sequence.started_at = SequenceStatus.RUNNING, now
         self._admitted += 1
         sequence.turn = self._admitted
         self._followers.admit(sequence, match)
         self.running.append(sequence)
         self.running.sort(key=attrgetter("slot"))
+        self.counters["evictions"] += sum(type(edit) is Truncation for edit in place.edits)
+        yield from place.edits
+        keep = sequence.cached = sequence.computed
         self.counters["prompt_tokens"] += sequence.prompt_length
         self.counters["cached_tokens"] += keep
-        self.counters["evictions"] += sum(type(edit) is Truncation for edit in place.edits)
         if place.missed is not None:
             self.counters[f"prefix_missed_{place.missed}"] += 1
         self._emit(sequence, Started(index, sequence.prompt_length, max(keep, match.awaited)))
-        return [*place.edits, Admission(index, keep, sequence.request)]
+        yield Admission(index, keep, sequence.request)
 
     def _accept(self, sequence: Sequence, row: Rows, samples: list[Sample], now: float) -> None:
         """Take the tokens that were sampled, which may be some of a draft and one more, up to the end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from server.engine.plan import Copy, Truncation
+from server.engine.plan import MemoryEdit
 from server.engine.prefix_index import Match
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotPool
@@ -31,9 +31,9 @@ class Followers:
             self._counters["prefix_waits"] += 1
             self._waiting.append(sequence)
 
-    def advance(self) -> Iterable[Truncation | Copy]:
+    def advance(self) -> Iterable[MemoryEdit]:
         """Hand over what leaders have computed; one that died leaves what it has, and its place, to the first."""
-        edits: list[Truncation | Copy] = []
+        edits: list[MemoryEdit] = []
         self._waiting = [sequence for sequence in self._waiting if not sequence.finished]
         for sequence in list(self._waiting):
             leader = sequence.leader

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from server.engine.cells import MOST_RUNS, Holdings, Run, merge
-from server.engine.plan import Copy, Truncation
+from server.engine.eviction import Eviction
+from server.engine.host_memory import Entry, HostMemory
+from server.engine.plan import Copy, MemoryEdit, Restore, Truncation
 from server.engine.prefix_index import (
     ALIGN,
+    MIN_AWAITED_ROWS,
     TOKEN_BYTES,
     Match,
     Missed,
     find,
+    reusable_tokens,
     shareable,
     token_key,
     why_missed,
 )
 from server.engine.sequence import Sequence
-
-REMEMBERED_HEAD = 32 * TOKEN_BYTES
-REMEMBERED_EVICTIONS = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -56,10 +56,12 @@ class Placement:
     slot: Slot
     keep: int
     """Cells that it has from the start."""
-    edits: list[Truncation | Copy]
+    edits: list[MemoryEdit]
     match: Match
     missed: Missed | None
     """Why it shares nothing."""
+    entry: Entry | None = None
+    """Where it has its cells from, if that is host memory."""
 
 
 class SlotPool:
@@ -71,9 +73,18 @@ class SlotPool:
     """
 
     def __init__(
-        self, *, slots: int, kv_cells: int, partial_removal: bool = True, sharing: bool = False
+        self,
+        *,
+        slots: int,
+        kv_cells: int,
+        partial_removal: bool = True,
+        sharing: bool = False,
+        host: HostMemory | None = None,
     ) -> None:
-        """`partial_removal`: the memory can drop the end of a sequence; `sharing`: sequences can share cells."""
+        """`partial_removal`: the memory can drop the end of a sequence; `sharing`: sequences can share cells.
+
+        `host`: where prefixes go that have to make room, and come back from.
+        """
         self.kv_cells = kv_cells
         self.slots = [Slot(index) for index in range(slots)]
         self.reserved_cells = 0
@@ -82,8 +93,8 @@ class SlotPool:
         self._partial_removal = partial_removal
         self._sharing = sharing and partial_removal
         self._tick = 0
-        self._evicted: OrderedDict[tuple[str, bytes], None] = OrderedDict()
-        """Scope and beginning of prefixes that nobody holds any more, the latest last."""
+        self._host = host
+        self._eviction = Eviction(self.slots, host, partial_removal=partial_removal)
 
     def __repr__(self) -> str:
         """Show each slot as free, cached tokens, or the running request."""
@@ -99,8 +110,8 @@ class SlotPool:
     def acquire(self, sequence: Sequence) -> Placement | None:
         """Find a slot for `sequence` and reserve its cells; None while there is no slot or no room.
 
-        It has the longest cached prefix of its scope from the start, whoever holds it, or waits for a longer one in the
-        slot whose cells are worth least.
+        It has the longest cached prefix of its scope from the start, whoever holds it, or gets a longer one from host
+        memory, or waits for a longer one that is being computed, in the slot whose cells are worth least.
         """
         need = sequence.cells_needed
         idle = [slot for slot in self.slots if slot.sequence is None]
@@ -108,20 +119,32 @@ class SlotPool:
             return None
         self._tick += 1
         match = self._find(sequence, idle)
-        missed = None if match.source or match.leader else self._why_missed(sequence)
+        entry, parked = self._parked(sequence, match)
+        if entry is not None:
+            match = Match()
+        missed = None if match.source or match.leader or entry else self._why_missed(sequence)
         keep = 0 if match.leader else match.cells
         slot, edits = self._settle(sequence, idle, match, keep)
         slot.sequence, slot.reserved, slot.key = sequence, need, sequence.key
         slot.scope = sequence.request.cache_scope
         slot.public = sequence.request.public_tokens
-        sequence.computed = keep
+        sequence.computed = keep or parked
         self.reserved_cells += need
         if len(slot.runs) > MOST_RUNS:
             merge(self.slots)
-        edits += self._evict(self.kv_cells - self.reserved_cells)
-        return Placement(slot, keep, edits, match, missed)
+        # All of an entry comes in before its end goes again.
+        more = 0 if entry is None else max(0, entry.cells - need)
+        edits += self._evict(max(0, self.kv_cells - self.reserved_cells - more))
+        if entry is not None:
+            edits.append(Restore(slot.index, entry))
+        return Placement(slot, sequence.computed, edits, match, missed)
 
-    def share(self, sequence: Sequence, source: Slot, cells: int) -> list[Truncation | Copy]:
+    def restored(self, slot: Slot, cells: int) -> None:
+        """Note that of the cells that a running slot was to get from host memory, there are at most `cells`."""
+        if slot.sequence is not None:
+            slot.sequence.computed = min(slot.sequence.computed, cells)
+
+    def share(self, sequence: Sequence, source: Slot, cells: int) -> list[MemoryEdit]:
         """Let a running sequence that has computed nothing yet take over `cells` of `source`."""
         slot = self.slots[sequence.slot]
         self._adopt(slot, source, cells)
@@ -134,7 +157,7 @@ class SlotPool:
         """Look for what a running sequence that has computed nothing could share, or wait for."""
         return find(self.slots, sequence, turn=sequence.turn)
 
-    def cut(self, slot: Slot) -> list[Truncation | Copy]:
+    def cut(self, slot: Slot) -> list[MemoryEdit]:
         """Note that the cells of a running slot end at `sequence.computed` now, earlier than they did.
 
         What it shared and computes again needs room of its own, for which idle slots may have to go.
@@ -158,10 +181,13 @@ class SlotPool:
         slot.last_used = self._tick
         self.idle_cells = Holdings(self.slots).idle
 
-    def evict_idle(self) -> list[Truncation | Copy]:
+    def evict_idle(self) -> list[MemoryEdit]:
         """Empty all idle slots."""
         held = [slot for slot in self.slots if slot.sequence is None and slot.key]
-        edits: list[Truncation | Copy] = [self._truncate(slot, 0) for slot in held]
+        holdings = Holdings(self.slots)
+        edits = [
+            edit for slot in held for edit in self._eviction.cut(slot, 0, holdings.alone(slot))
+        ]
         self.idle_cells = 0
         return edits
 
@@ -195,13 +221,29 @@ class SlotPool:
             return find(self.slots, sequence, turn=float("inf"))
         return find(idle, sequence, partial_removal=self._partial_removal)
 
+    def _parked(self, sequence: Sequence, match: Match) -> tuple[Entry | None, int]:
+        """Return a prefix in host memory that is worth fetching beside what the slots have, and its cells to keep."""
+        host, request = self._host, sequence.request
+        if host is None or not request.reuse_prefix:
+            return None, 0
+        entry, common = host.find(request.cache_scope, sequence.key, request.public_tokens)
+        if entry is None:
+            return None, 0
+        cells = reusable_tokens(sequence.key, entry.key, partial_removal=self._partial_removal)
+        if cells > common:  # what follows is another scope's
+            cells = common // ALIGN * ALIGN if self._partial_removal else 0
+        if cells < match.cells + MIN_AWAITED_ROWS or cells + MIN_AWAITED_ROWS <= match.awaited:
+            return None, 0
+        host.use(entry)
+        return entry, cells
+
     def _why_missed(self, sequence: Sequence) -> Missed:
-        head = sequence.request.cache_scope, sequence.key[:REMEMBERED_HEAD]
-        return why_missed(self.slots, sequence, evicted=head in self._evicted)
+        evicted = self._eviction.remembers(sequence.request.cache_scope, sequence.key)
+        return why_missed(self.slots, sequence, evicted=evicted)
 
     def _settle(
         self, sequence: Sequence, idle: list[Slot], match: Match, keep: int
-    ) -> tuple[Slot, list[Truncation | Copy]]:
+    ) -> tuple[Slot, list[MemoryEdit]]:
         """Empty the idle slot whose cells are worth least but for `keep`, and put those there."""
         holdings = Holdings(self.slots)
         prefix = sequence.key[: keep * TOKEN_BYTES]
@@ -222,9 +264,9 @@ class SlotPool:
         if keep and self._has(slot, sequence, prefix):
             self._continue(slot, keep, holdings)
             return slot, []
-        edits: list[Truncation | Copy] = []
+        edits: list[MemoryEdit] = []
         if slot.key:
-            edits.append(self._truncate(slot, 0))
+            edits += self._eviction.cut(slot, 0, holdings.alone(slot))
         if source is None:
             slot.runs = [Run(0)]
         else:
@@ -248,57 +290,9 @@ class SlotPool:
         if not slot.runs or holdings.shared(slot.runs[-1]):
             slot.runs.append(Run(cells))
 
-    def _truncate(self, slot: Slot, keep: int) -> Truncation:
-        """Drop an idle slot's cells from `keep` on."""
-        if keep == 0:
-            self._evicted[slot.scope, slot.key[:REMEMBERED_HEAD]] = None
-            if len(self._evicted) > REMEMBERED_EVICTIONS:
-                self._evicted.popitem(last=False)
-        slot.key = slot.key[: keep * TOKEN_BYTES]
-        slot.runs = [run for run in slot.runs if run.start < keep]
-        return Truncation(slot.index, keep)
-
-    def _evict(self, room: int) -> list[Truncation | Copy]:
-        """Cut idle slots until the cells that only they hold fit into `room`.
-
-        The ends that nobody shares go first, those not used for longest before others; then those that only idle
-        slots share.
-        """
-        edits: list[Truncation | Copy] = []
-        while (excess := (holdings := Holdings(self.slots)).idle - room) > 0:
-            held = [slot for slot in self.slots if slot.sequence is None and slot.key]
-            held.sort(key=lambda slot: slot.last_used)
-            freed = 0
-            for slot in held:
-                alone = holdings.alone(slot)
-                if alone and freed < excess:
-                    cells = slot.cells
-                    keep = max(0, cells - min(alone, excess - freed)) // ALIGN * ALIGN
-                    keep = keep if self._partial_removal else 0
-                    freed += min(alone, cells - keep)
-                    edits.append(self._truncate(slot, keep))
-            if not freed:
-                edits += self._evict_shared(held, holdings, excess)
-        self.idle_cells = holdings.idle
+    def _evict(self, room: int) -> list[MemoryEdit]:
+        edits, self.idle_cells = self._eviction.make_room(room)
         return edits
-
-    def _evict_shared(self, held: list[Slot], holdings: Holdings, excess: int) -> list[Truncation]:
-        """Cut a run that several idle slots hold and nobody goes on from, in all of them at once."""
-        ending: dict[Run, list[Slot]] = {}
-        inner: set[Run] = set()
-        for slot in held:
-            *before, last = (run for run in slot.runs if run.start < slot.cells)
-            inner.update(before)
-            ending.setdefault(last, []).append(slot)
-        leaves = [
-            (run, slots)
-            for run, slots in ending.items()
-            if run not in inner and max(slot.cells for slot in slots) > holdings.needed(run)
-        ]
-        run, slots = min(leaves, key=lambda leaf: leaf[1][-1].last_used)
-        end = max(slot.cells for slot in slots)
-        keep = max(holdings.needed(run), end - excess) // ALIGN * ALIGN
-        return [self._truncate(slot, keep) for slot in slots if slot.cells > keep]
 
 
 def _computed_key(sequence: Sequence) -> bytes:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from server.catalog.plan import Allocated
 from server.core.errors import GenerationFailed
 from server.core.request import GenerationRequest
-from server.engine.interface import Backend, BackendLoader, ModelInfo
+from server.engine.interface import Backend, BackendLoader, HostState, ModelInfo
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
+from server.llama import saved
 from server.llama.batch import BatchBuffer
 from server.llama.dry import DryPrototypes
 from server.llama.logprobs import logprobs_of
@@ -21,6 +22,7 @@ from server.llama.model import LoadedModel, free_model, load_model, read_info
 from server.llama.native import library
 from server.llama.params import LlamaParams
 from server.llama.sampling import Sampler, SamplerSource, make_sampler
+from server.llama.saved import SavedCells
 from server.llama.vocab import LlamaVocab
 from server.llama.warmup import WarmUp
 
@@ -112,6 +114,31 @@ class LlamaBackend:
             raise ValueError(message)
         self._library.memory_seq_cp(self._memory, source, slot, 0, cells)
         held[slot] = cells
+
+    def state_bytes(self, slot: int) -> int:
+        """Bytes that `save` would take now."""
+        return saved.state_bytes(self._library, self._context, slot)
+
+    def save(self, slot: int, cells: int) -> SavedCells:
+        """Copy all cells of `slot` to host memory. `RuntimeError` when llama.cpp refuses, `MemoryError`.
+
+        Raises `ValueError` when it does not hold exactly `cells`.
+        """
+        if not self._info.saves_cells or not 0 < cells == self._cells[slot]:
+            message = f"cannot save {cells} cells of slot {slot}, which holds {self._cells[slot]}"
+            raise ValueError(message)
+        return saved.save(self._library, self._context, slot, cells)
+
+    def restore(self, slot: int, state: HostState) -> int:
+        """Put `state` into the empty `slot`; return its cells then: all of `state`'s, or 0 for want of room.
+
+        Raises `ValueError` for a slot that is not empty, and for what another kind of backend saved.
+        """
+        if self._cells[slot] or not isinstance(state, SavedCells):
+            message = f"slot {slot} holds {self._cells[slot]} cells and cannot take {state!r}"
+            raise ValueError(message)
+        self._cells[slot] = saved.restore(self._library, self._context, slot, state)
+        return self._cells[slot]
 
     def open(self, slot: int, request: GenerationRequest) -> None:
         """Make the sampler of `slot`.

@@ -220,6 +220,8 @@ def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelIn
         metadata=metadata,
         partial_removal=partial_removal,
         shares_cells=partial_removal and params.unified,
+        # A state leaves out the cells that a sliding window has passed: cut to less, it would lack some.
+        saves_cells=library.model_n_swa(model) == 0 and params.flash_attention != "off",
     )
 
 

@@ -77,6 +77,7 @@ _SIGNATURES: dict[str, _Signature] = {
     "model_n_params": _Signature(ctypes.c_uint64, (_P,)),
     "model_n_ctx_train": _Signature(_I32, (_P,)),
     "model_n_layer": _Signature(_I32, (_P,)),
+    "model_n_swa": _Signature(_I32, (_P,)),
     "model_has_encoder": _Signature(_BOOL, (_P,)),
     "model_has_decoder": _Signature(_BOOL, (_P,)),
     "model_is_recurrent": _Signature(_BOOL, (_P,)),
@@ -96,8 +97,8 @@ _SIGNATURES: dict[str, _Signature] = {
     "memory_seq_pos_max": _Signature(_I32, (_P, _I32)),
     "memory_seq_cp": _Signature(None, (_P, _I32, _I32, _I32, _I32)),
     "state_seq_get_size": _Signature(_SIZE, (_P, _I32), quick=False),
-    "state_seq_get_data": _Signature(_SIZE, (_P, _STR, _SIZE, _I32), quick=False),
-    "state_seq_set_data": _Signature(_SIZE, (_P, _STR, _SIZE, _I32), quick=False),
+    "state_seq_get_data": _Signature(_SIZE, (_P, _P, _SIZE, _I32), quick=False),
+    "state_seq_set_data": _Signature(_SIZE, (_P, _P, _SIZE, _I32), quick=False),
     "decode": _Signature(_I32, (_P, Batch), quick=False),
     "synchronize": _Signature(None, (_P,), quick=False),
     "get_logits_ith": _Signature(_P, (_P, _I32)),
@@ -161,6 +162,7 @@ class Library:
     model_n_params: Callable[[Address], int]
     model_n_ctx_train: Callable[[Address], int]
     model_n_layer: Callable[[Address], int]
+    model_n_swa: Callable[[Address], int]
     model_has_encoder: Callable[[Address], bool]
     model_has_decoder: Callable[[Address], bool]
     model_is_recurrent: Callable[[Address], bool]

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -55,8 +55,10 @@ def format_duration(seconds: float) -> str:
     return f"{milliseconds}ms" if seconds else "0s"
 
 
-def format_size(size: int) -> str:
+def format_size(size: int | Literal["auto"]) -> str:
     """`size` bytes in the largest unit that keeps it whole: 10000000 is `10MB`."""
+    if size == "auto":
+        return size
     for unit in ("TiB", "TB", "GiB", "GB", "MiB", "MB", "KiB", "KB"):
         factor = _BYTES[unit.lower()]
         if size and size % factor == 0:
@@ -93,9 +95,20 @@ class Kind:
         self.name = name
 
 
+def _auto_or_size(value: object) -> object:
+    if value == "auto":
+        return value
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise ValueError("must be auto, 0 or a size such as 500MB or 8GiB") from None
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), Kind("duration")]
 """Seconds."""
 Size = Annotated[int, BeforeValidator(parse_size), Kind("size")]
 """Bytes."""
+AutoSize = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_size), Kind("size")]
+"""Bytes, or what follows from the machine."""
 FilePath = Annotated[Path, BeforeValidator(_path)]
 """A path, `~` expanded, relative ones to the working directory."""

@@ -16,7 +16,7 @@ from server.settings.aliases import Aliases
 from server.settings.gateway import GatewaySettings
 from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.machine import physical_cores
-from server.settings.quantities import Duration, FilePath, Kind, Size
+from server.settings.quantities import AutoSize, Duration, FilePath, Kind, Size
 from server.settings.relations import Conflicts, engine_conflicts, guard_conflicts
 from server.settings.remotes import RemoteSettings
 from server.settings.values import (
@@ -114,6 +114,10 @@ class EngineSettings(Section):
     )
     flash_attention: Literal["auto", "on", "off"] = Field(
         "auto", description="flash attention; a quantized kv_type needs it"
+    )
+    host_cache: AutoSize = Field(
+        "auto",
+        description="system memory for prefixes that leave the KV cache, all models together; 0: none",
     )
     threads: Annotated[int, Field(ge=1, le=512)] | None = Field(
         None, description="CPU threads while generating; null: the physical cores"

@@ -87,3 +87,37 @@ def test_of_several_cards_llama_cpps_own_order_counts(here, monkeypatch, caplog)
     monkeypatch.setattr("server.llama.main_card.llama_bus_ids", list)
     assert machine.machine_memory(settings(), gpu_wanted=True).gpu_name == "busy"
     assert "planning for the one with the least free memory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wish", "planned", "got"),
+    [
+        ("auto", GIB, 2 * GIB),
+        ("auto", 7 * GIB, GIB),  # never what the models are to have
+        ("auto", 9 * GIB, 0),
+        (0, GIB, 0),
+        ("3GiB", GIB, 3 * GIB),
+    ],
+)
+def test_prefixes_may_have_a_part_of_system_memory(here, wish, planned, got) -> None:
+    here(card=True)
+    asked = settings(engine={"host_cache": wish})
+    memory = machine.machine_memory(asked, gpu_wanted=True)
+    assert memory.cpu_available == 8 * GIB - (got if wish == "3GiB" else 0)
+    assert machine.host_cache(asked, memory, planned) == got
+
+
+def test_prefixes_have_at_most_8_gib_unless_more_is_wished(here, monkeypatch) -> None:
+    here(card=True)
+    monkeypatch.setattr(machine, "available_memory", lambda: 100 * GIB)
+    memory = machine.machine_memory(settings(), gpu_wanted=True)
+    assert machine.host_cache(settings(), memory, GIB) == 8 * GIB
+    assert machine.host_cache(settings(engine={"host_cache": "20GiB"}), memory, GIB) == 20 * GIB
+    monkeypatch.setattr(machine, "available_memory", lambda: None)
+    assert machine.host_cache(settings(), memory, GIB) == 0
+
+
+def test_more_memory_for_prefixes_than_there_is_is_refused(here) -> None:
+    here(card=False)
+    with pytest.raises(ConfigError, match=r"engine.host_cache is 9.00 GiB, but only 8.00 GiB"):
+        machine.machine_memory(settings(engine={"host_cache": "9GiB"}), gpu_wanted=False)

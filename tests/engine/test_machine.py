@@ -6,8 +6,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from server.core.errors import QueueTimeout
 from server.core.events import Delta, Failed, Finished, FinishReason, Started
+from server.engine.host_memory import HostBudget
 from server.engine.plan import DecodeCode
-from tests.factories import LoopHarness, hashed_successor, make_limits, make_request
+from tests.factories import LoopHarness, hashed_successor, make_limits, make_request, state_size
 
 LONG = (
     "a system prompt so long that others wait until it is computed, rather than compute it again. "
@@ -29,7 +30,11 @@ PROMPTS = st.builds(lambda shared, own: shared + own, AGENTS, OWN)
 class EngineMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.harness = LoopHarness(make_limits(slots=4, n_ctx=216, kv_cells=450, max_rows=24))
+        self.budget = HostBudget(5 * state_size(150))
+        self.harness = LoopHarness(
+            make_limits(slots=4, n_ctx=216, kv_cells=450, max_rows=24), host=self.budget
+        )
+        self.others = 0
         self.requests = {}
         self.broken = set()
 
@@ -79,6 +84,23 @@ class EngineMachine(RuleBasedStateMachine):
         if self.harness.backend.codes.get(calls - 1) is not DecodeCode.FAILED:
             self.harness.backend.codes[calls] = code
 
+    @rule(save=st.booleans(), restore=st.booleans())
+    def copies_fail(self, save, restore):
+        self.harness.backend.save_fails, self.harness.backend.restore_fails = save, restore
+
+    @rule(cells=st.integers(0, 1000), others=st.booleans())
+    def host_memory_shrinks_or_grows(self, cells, others):
+        """By its own share, or because other engines take theirs. Shrinking shows at the next step."""
+        memory = self.harness.loop.memory
+        if others:
+            taken = min(state_size(cells), self.budget.limit - self.budget.used)
+            assert self.budget.take(taken)
+            self.others += taken
+        else:
+            self.budget.give(self.others)
+            self.others = 0
+        assert self.budget.used == memory.nbytes + self.others
+
     @rule(times=st.integers(1, 5))
     def step(self, times):
         for _ in range(times):
@@ -113,6 +135,9 @@ class EngineMachine(RuleBasedStateMachine):
         scheduler = self.harness.scheduler
         assert not scheduler.has_work
         assert scheduler.pool.reserved_cells == 0
+        memory = self.harness.loop.memory
+        memory.close()
+        assert self.budget.used == self.others
         for request_id, request in self.requests.items():
             events = self.harness.events[request_id]
             assert sum(isinstance(event, Finished | Failed) for event in events) == 1

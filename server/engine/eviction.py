@@ -1,0 +1,111 @@
+"""What idle slots give up when cells are needed, and what of it goes to host memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from server.engine.cells import Holdings, Run
+from server.engine.host_memory import BLOCK, HostMemory
+from server.engine.plan import MemoryEdit, Park, Truncation
+from server.engine.prefix_index import ALIGN, TOKEN_BYTES
+
+if TYPE_CHECKING:
+    from server.engine.slots import Slot
+
+LEAST_PARKED = BLOCK
+"""Cells; what is shorter is computed again as fast."""
+
+MOST_COPIED = 16
+"""Cells copied for each one that would be lost, at most: a short end of a long shared beginning is not worth it."""
+
+REMEMBERED_HEAD = 32 * TOKEN_BYTES
+REMEMBERED_EVICTIONS = 1024
+
+
+class Eviction:
+    """Cuts idle slots and keeps their books; what they lose is parked where that pays."""
+
+    def __init__(
+        self, slots: Sequence[Slot], host: HostMemory | None, *, partial_removal: bool
+    ) -> None:
+        """`host`: where to park; without it what goes is lost."""
+        self._slots = slots
+        self._host = host
+        self._partial_removal = partial_removal
+        self._evicted: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        """Scope and beginning of prefixes that nobody holds any more, the latest last."""
+
+    def remembers(self, scope: str, key: bytes) -> bool:
+        """Tell whether what begins like `key` had to make room lately."""
+        return (scope, key[:REMEMBERED_HEAD]) in self._evicted
+
+    def cut(self, slot: Slot, keep: int, lost: int) -> list[MemoryEdit]:
+        """Drop an idle slot's cells from `keep` on; `lost` of them nobody else holds."""
+        edits: list[MemoryEdit] = []
+        if self._worth_parking(slot, lost):
+            edits.append(Park(slot.index, slot.scope, slot.key, slot.public))
+        elif keep == 0:
+            self._evicted[slot.scope, slot.key[:REMEMBERED_HEAD]] = None
+            if len(self._evicted) > REMEMBERED_EVICTIONS:
+                self._evicted.popitem(last=False)
+        slot.key = slot.key[: keep * TOKEN_BYTES]
+        slot.runs = [run for run in slot.runs if run.start < keep]
+        edits.append(Truncation(slot.index, keep))
+        return edits
+
+    def make_room(self, room: int) -> tuple[list[MemoryEdit], int]:
+        """Cut idle slots until the cells that only they hold fit into `room`; return how many there are then.
+
+        The ends that nobody shares go first, those not used for longest before others; then those that only idle
+        slots share.
+        """
+        edits: list[MemoryEdit] = []
+        while (excess := (holdings := Holdings(self._slots)).idle - room) > 0:
+            held = [slot for slot in self._slots if slot.sequence is None and slot.key]
+            held.sort(key=lambda slot: slot.last_used)
+            freed = 0
+            for slot in held:
+                alone = holdings.alone(slot)
+                if alone and freed < excess:
+                    cells = slot.cells
+                    keep = max(0, cells - min(alone, excess - freed)) // ALIGN * ALIGN
+                    keep = keep if self._partial_removal else 0
+                    freed += min(alone, cells - keep)
+                    edits += self.cut(slot, keep, min(alone, cells - keep))
+            if not freed:
+                edits += self._cut_shared(held, holdings, excess)
+        return edits, holdings.idle
+
+    def _worth_parking(self, slot: Slot, lost: int) -> bool:
+        host, cells = self._host, slot.cells
+        if host is None or lost < LEAST_PARKED or lost * MOST_COPIED < cells:
+            return False
+        _, kept = host.find(slot.scope, slot.key, slot.public)
+        return cells - kept >= LEAST_PARKED
+
+    def _cut_shared(
+        self, held: Sequence[Slot], holdings: Holdings, excess: int
+    ) -> list[MemoryEdit]:
+        """Cut a run that several idle slots hold and nobody goes on from, in all of them at once."""
+        ending: dict[Run, list[Slot]] = {}
+        inner: set[Run] = set()
+        for slot in held:
+            *before, last = (run for run in slot.runs if run.start < slot.cells)
+            inner.update(before)
+            ending.setdefault(last, []).append(slot)
+        leaves = [
+            (run, slots)
+            for run, slots in ending.items()
+            if run not in inner and max(slot.cells for slot in slots) > holdings.needed(run)
+        ]
+        run, slots = min(leaves, key=lambda leaf: leaf[1][-1].last_used)
+        slots.sort(key=lambda slot: -slot.cells)
+        end = slots[0].cells
+        keep = max(holdings.needed(run), end - excess) // ALIGN * ALIGN
+        edits = self.cut(slots[0], keep, end - keep)
+        for slot in slots[1:]:  # the first one's copy in host memory is theirs, too
+            if slot.cells > keep:
+                edits += self.cut(slot, keep, 0)
+        return edits

@@ -1,0 +1,54 @@
+"""A slot's cells as bytes in host memory, in llama.cpp's own form.
+
+That form names no model: a state belongs to the context that it came from. What it holds of a model with sliding-window
+attention is not all cells, and without flash attention a copy takes as long as computing; neither is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from server.llama.native import Address, Library
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedCells:
+    """Cells at positions 0 … cells-1 of one sequence."""
+
+    buffer: npt.NDArray[np.uint8]
+    cells: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of host memory."""
+        return self.buffer.nbytes
+
+
+def state_bytes(library: Library, context: Address, slot: int) -> int:
+    """Bytes that `save` would take."""
+    return library.state_seq_get_size(context, slot)
+
+
+def save(library: Library, context: Address, slot: int, cells: int) -> SavedCells:
+    """Copy all `cells` cells of `slot`, once, into a buffer of its own. `RuntimeError`, `MemoryError`."""
+    buffer = np.empty(state_bytes(library, context, slot), np.uint8)
+    if (
+        library.state_seq_get_data(context, buffer.ctypes.data, buffer.nbytes, slot)
+        != buffer.nbytes
+    ):
+        message = f"llama.cpp did not save slot {slot}: {library.log.reason()}"
+        raise RuntimeError(message)
+    return SavedCells(buffer, cells)
+
+
+def restore(library: Library, context: Address, slot: int, state: SavedCells) -> int:
+    """Put `state` into `slot` in place of what it holds; return its cells then: all of `state`'s, or 0."""
+    read = library.state_seq_set_data(context, state.buffer.ctypes.data, state.nbytes, slot)
+    memory = library.get_memory(context)
+    if read == state.nbytes and library.memory_seq_pos_max(memory, slot) + 1 == state.cells:
+        return state.cells
+    library.memory_seq_rm(memory, slot, -1, -1)
+    return 0

@@ -1,0 +1,215 @@
+"""Prefixes that go to host memory and come back, over the scripted backend: every answer is what it is alone."""
+
+import pytest
+
+from server.core.events import Finished, Started
+from server.engine.host_memory import HostBudget
+from server.engine.plan import Park, Restore, Truncation
+from tests.factories import LoopHarness, make_limits, make_request, state_size
+
+LIMITS = make_limits(
+    slots=2, n_ctx=512, kv_cells=1024, max_rows=128, prefill_rows=128, prefill_rows_decoding=64
+)
+PLENTY = 10**6
+
+
+def ask(harness, prompt, max_tokens=6, **fields):
+    request = make_request(prompt, max_tokens, **fields)
+    harness.submit(request)
+    harness.run()
+    return request
+
+
+def alone(request):
+    harness = LoopHarness(LIMITS)
+    harness.submit(request)
+    harness.run()
+    return harness.text(request.request_id)
+
+
+def parked_harness(limit=PLENTY, prompts=("a" * 300, "b" * 300, "c" * 300), limits=LIMITS):
+    """One after the other, over two slots: the first one's cells are the next one's to overwrite."""
+    harness = LoopHarness(limits, host=HostBudget(limit))
+    for prompt in prompts:
+        ask(harness, prompt)
+    return harness
+
+
+def cached(harness, request):
+    last = harness.events[request.request_id][-1]
+    assert isinstance(last, Finished)
+    return last.usage.cached_tokens
+
+
+def test_a_prefix_that_had_to_make_room_comes_back_from_host_memory():
+    harness = parked_harness()
+    before = harness.scheduler.counters["prefill_rows"]
+    again = ask(harness, "a" * 296 + "and another question")
+    assert harness.text(again.request_id) == alone(again)
+    assert cached(harness, again) == 296
+    assert harness.events[again.request_id][0] == Started(1, 316, 296)
+    counters = harness.scheduler.counters
+    assert counters["prefill_rows"] - before == 20
+    assert counters["parked"] == 2, "the one that made room now, too"
+    assert counters["restored"] == 1
+    assert counters["bytes_restored"] == state_size(305)
+    assert counters["bytes_parked"] == 2 * state_size(305)
+
+
+def test_without_host_memory_it_is_computed_again():
+    harness = parked_harness(limit=0)
+    again = ask(harness, "a" * 296 + "and another question")
+    assert cached(harness, again) == 0
+    assert harness.loop.memory is None
+    assert harness.backend.saves == []
+    assert harness.scheduler.counters["prefix_missed_evicted"] == 1
+
+
+@pytest.mark.parametrize("failure", ["save_fails", "restore_fails"])
+def test_a_copy_that_fails_costs_computing_and_nothing_else(failure):
+    harness = LoopHarness(LIMITS, host=HostBudget(PLENTY))
+    setattr(harness.backend, failure, True)
+    for letter in "abc":
+        ask(harness, letter * 300)
+    requests = [make_request("a" * 296 + tail, 6) for tail in ("one", "two and more")]
+    for request in requests:
+        harness.submit(request)
+    harness.run()
+    for request in requests:
+        assert harness.text(request.request_id) == alone(request)
+    counters = harness.scheduler.counters
+    assert counters["restored"] == 0
+    if failure == "save_fails":
+        assert counters["park_failed"] >= 2
+        assert harness.host.used == 0
+    else:
+        assert counters["restore_failed"] >= 1
+        first = cached(harness, requests[0])
+        assert first == 0
+
+
+def test_followers_share_a_restored_prefix_in_the_very_same_step():
+    limits = make_limits(
+        slots=4, n_ctx=512, kv_cells=1400, max_rows=128, prefill_rows=128, prefill_rows_decoding=64
+    )
+    harness = parked_harness(
+        prompts=["a" * 300, *(letter * 400 for letter in "bcd")], limits=limits
+    )
+    assert harness.scheduler.counters["parked"] >= 1
+    requests = [make_request("a" * 296 + f"{number} asks a question", 6) for number in range(4)]
+    before = harness.scheduler.counters["prefill_rows"]
+    for request in requests:
+        harness.submit(request)
+    harness.step()
+    assert [cells for _, cells in harness.backend.restores] == [305]
+    places = {
+        tuple(harness.backend.places[slot.index][:296]) for slot in harness.scheduler.pool.slots
+    }
+    assert len(places) == 1, "the same cells in all four"
+    harness.run()
+    for request in requests:
+        assert harness.text(request.request_id) == alone(request)
+        assert cached(harness, request) == 296
+    assert harness.scheduler.counters["prefill_rows"] - before == 4 * 17
+
+
+def test_a_restored_prefix_that_makes_room_again_is_not_saved_again():
+    harness = parked_harness()
+    saves = len(harness.backend.saves)
+    for letter in "abcabc":
+        ask(harness, letter * 300)
+    assert len(harness.backend.saves) == saves + 2, "each once"
+    assert harness.scheduler.counters["restored"] == 6
+
+
+def test_a_conversation_that_went_on_replaces_its_beginning():
+    harness = parked_harness()
+    first = "a" * 300
+    answer = alone(make_request(first, 6))
+    second = ask(harness, f"{first}{answer}{'x' * 100}")
+    assert cached(harness, second) == 304, (
+        "the answer's tokens, too, but for the last, never computed"
+    )
+    for letter in "bcb":
+        ask(harness, letter * 300)
+    lengths = sorted(entry.cells for entry in harness.loop.memory)
+    assert lengths == [305, 305, 411]
+
+
+def test_another_scope_gets_nothing_out_of_host_memory():
+    harness = parked_harness()
+    yours = ask(harness, "a" * 300, cache_scope="you")
+    forbidden = ask(harness, "a" * 300, reuse_prefix=False)
+    assert (cached(harness, yours), cached(harness, forbidden)) == (0, 0)
+    assert harness.backend.restores == []
+
+
+def test_what_is_public_comes_back_for_another_scope_and_nothing_after_it():
+    harness = LoopHarness(LIMITS, host=HostBudget(PLENTY))
+    ask(harness, "a" * 200 + "s" * 100, cache_scope="me", public_tokens=200)
+    for letter in "bc":
+        ask(harness, letter * 300)
+    yours = ask(harness, "a" * 200 + "s" * 100, cache_scope="you", public_tokens=200)
+    assert cached(harness, yours) == 200
+    assert harness.text(yours.request_id) == alone(yours)
+
+
+def test_what_the_cache_has_nearly_all_of_is_not_fetched():
+    harness = parked_harness()
+    ask(harness, "a" * 250 + "z" * 40)  # restored, cut to 248
+    restores = len(harness.backend.restores)
+    again = ask(harness, "a" * 300)
+    assert cached(harness, again) == 248
+    assert len(harness.backend.restores) == restores
+
+
+def test_short_ends_of_shared_beginnings_are_not_saved():
+    harness = LoopHarness(LIMITS, host=HostBudget(PLENTY))
+    for number in range(8):
+        ask(harness, "s" * 400 + f"question {number} of a few words")
+    assert harness.backend.saves == []
+
+
+def test_the_first_edit_saves_what_the_next_one_drops():
+    harness = parked_harness(prompts=["a" * 300, "b" * 300])
+    harness.scheduler.add(make_request("c" * 300, 6), 0.0)
+    edits = list(harness.scheduler.admit(0.0))
+    slot = edits[0].slot
+    assert [type(edit) for edit in edits[:2]] == [Park, Truncation]
+    assert edits[1] == Truncation(slot, 0)
+    assert not any(isinstance(edit, Restore) for edit in edits)
+
+
+def test_a_longer_entry_than_the_request_may_use_makes_room_for_itself():
+    limits = make_limits(
+        slots=2, n_ctx=512, kv_cells=600, max_rows=128, prefill_rows=128, prefill_rows_decoding=64
+    )
+    harness = parked_harness(prompts=["a" * 450, "b" * 300, "c" * 250], limits=limits)
+    before = len(harness.backend.restores)
+    short = ask(harness, "a" * 200 + "?", 2)
+    assert len(harness.backend.restores) == before + 1
+    assert cached(harness, short) == 192
+    assert harness.text(short.request_id) == alone(short)
+
+
+def test_agents_in_rotation_are_restored_and_not_computed():
+    """Eight agents of 1,000 tokens over four slots of 4,096 cells: the second round computes questions only."""
+    limits = make_limits(
+        slots=4, n_ctx=4096, max_rows=512, prefill_rows=512, prefill_rows_decoding=128
+    )
+    harness = LoopHarness(limits, host=HostBudget(10**7))
+    prompts = [(chr(97 + agent) * 7 + str(agent)) * 125 for agent in range(8)]
+    for prompt in prompts:
+        ask(harness, prompt + "first question")
+    counters = harness.scheduler.counters
+    assert counters["prefill_rows"] == 8 * 1014
+    rounds = []
+    for turn in range(3):
+        before = counters["prefill_rows"]
+        for prompt in prompts:
+            request = ask(harness, prompt + f"question number {turn}")
+            assert cached(harness, request) == 1000
+        rounds.append(counters["prefill_rows"] - before)
+    assert rounds == [8 * 17] * 3
+    assert counters["restored"] >= 3 * 4
+    assert counters["parked"] <= 8
