@@ -242,7 +242,15 @@ def _read_metadata(library: Library, model: Address) -> dict[str, str]:
 def _describe(library: Library, model: Address) -> str:
     buffer = ctypes.create_string_buffer(_LONGEST_VALUE)
     library.model_desc(model, buffer, _LONGEST_VALUE)
-    return buffer.value.decode("utf-8", "replace")
+    # llama.cpp knows the sizes that families come in, and writes this for any other.
+    return buffer.value.decode("utf-8", "replace").replace(
+        " ?B ", f" {_parameters(library, model)} "
+    )
+
+
+def _parameters(library: Library, model: Address) -> str:
+    count = library.model_n_params(model)
+    return f"{count / 1e9:.3g}B" if count >= 10**9 else f"{count / 1e6:.3g}M"
 
 
 def fingerprint(params: LlamaParams) -> str:

@@ -96,6 +96,7 @@ def test_progress_rises_to_one_and_its_exception_stops_the_load(models):
 def test_facts_about_the_model(make_driver, models):
     info = make_driver().backend.info
     assert info.architecture == "qwen3"
+    assert info.description.startswith(f"qwen3 {info.n_params / 1e6:.3g}M ")  # not "?B"
     assert info.n_vocab == len(vocabulary(ModelSpec()).texts)
     assert info.n_ctx_train == 32768
     assert info.chat_template is not None
