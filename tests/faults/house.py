@@ -92,6 +92,8 @@ class House:
             gpu=GUARD if machine else None,
         )
         self.client = httpx.AsyncClient(timeout=60)
+        self.model = MODEL
+        """What requests ask for."""
         self.victims_fields: dict[str, Any] = {}
         """What its request says beyond what all say."""
         self.hangs = False
@@ -100,7 +102,7 @@ class House:
     def ask(self, content: str, max_tokens: int = 8, **fields: Any) -> Answer:
         secret = self.secrets[content == VICTIM]
         body = {
-            "model": MODEL,
+            "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": max_tokens,
             "stream": self.stream,

@@ -17,10 +17,12 @@ from server.engine.plan import DecodeCode
 from server.engine.scheduler import NO_CELLS_RETRIES
 from server.gateway import gpu_shedding
 from server.gateway.gpu_guard import GuardState
+from server.gateway.routing import Routes
 from server.store.connection import FILE, open_database
 from server.store.keys import KeyRepository
 from server.store.refusals import StoreError
 from tests.faults.house import House
+from tests.remotes import Behaviour, Exchange, FakeRemote, chunk, distant, remote_server
 
 Inject = Callable[[House], AbstractAsyncContextManager[None]]
 
@@ -184,3 +186,33 @@ async def nvml_hangs(house: House) -> AsyncIterator[None]:
 async def event_loop_stalls(house: House) -> AsyncIterator[None]:
     asyncio.get_running_loop().call_soon(time.sleep, 5)
     yield
+
+
+def _remote(name: str, behaviour: Behaviour) -> None:
+    """Add a fault of a remote's: it answers the victim by `behaviour`, and later ones as it should."""
+
+    async def inject(house: House) -> AsyncIterator[None]:
+        async with remote_server(FakeRemote(next=[behaviour])) as remote:
+            far = distant(house.stack, "far", remote.url, read_timeout=0.5)
+            house.stack.service.router.routes = Routes(remotes={"far": far})
+            house.model = "far"
+            try:
+                yield
+            finally:
+                await far.remote.close()
+
+    fault(name)(inject)
+
+
+async def _break_off(exchange: Exchange) -> None:
+    await exchange.say(chunk("only "))
+    raise ConnectionError
+
+
+async def _talk_nonsense(exchange: Exchange) -> None:
+    await exchange.say("<html>", "[DONE]")
+
+
+_remote("remote-hangs", Exchange.gone)
+_remote("remote-breaks-off", _break_off)
+_remote("remote-talks-nonsense", _talk_nonsense)
