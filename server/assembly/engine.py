@@ -68,6 +68,7 @@ def scheduler_limits(sized: Sized) -> SchedulerLimits:
             n_ctx=sizes.n_ctx,
             kv_cells=sizes.kv_cells,
             max_rows=rows,
+            reuse_align=params.reuse_align,
             prefill_rows=min(engine.effective_max_prefill_rows, rows),
             prefill_rows_decoding=min(engine.effective_max_prefill_rows_decoding, rows),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.core.request import GenerationRequest
-from server.engine.prefix_index import MIN_PREFILL_ROWS
+from server.engine.prefix_index import ALIGN, MIN_PREFILL_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class SchedulerLimits:
     """Most prefill rows of a step while nothing decodes."""
     prefill_rows_decoding: int = 128
     """Most prefill rows of a step while a stream waits for its next token."""
+    reuse_align: int = ALIGN
+    """Reuse of cached tokens ends at multiples of so many rows, and as many of a prompt are computed at least."""
     draft_rows: int = 0
     """Most rows of a step for tokens of drafts, over all sequences; 0: nothing is drafted."""
 

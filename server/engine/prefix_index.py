@@ -1,8 +1,8 @@
 """Which cached tokens can be shared with whom.
 
-Reuse is cut down to multiples of `ALIGN` and at least `ALIGN` prompt tokens are computed again:
-with that, chunked and reused runs group their rows as a fresh run does, which keeps Q8_0 KV
-bitwise equal.
+Where the KV type makes that worth something, reuse is cut down to multiples of `ALIGN`, and at least `ALIGN`
+prompt tokens are computed again: with that, chunked and reused runs group their rows as a fresh run
+does, which keeps Q8_0 KV bitwise equal. Elsewhere all is reused but a prompt's last token.
 
 Tokens are compared as the bytes of their ids: a look at 256 slots takes microseconds.
 """
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from server.engine.slots import Slot
 
 ALIGN = 8
-"""Rows; prefill chunks end, and reuse ends, at multiples of it."""
+"""Rows; prefill chunks end at multiples of it, and so does reuse unless less is asked of it."""
+
+LEAST_SHARED = 8
+"""Tokens. Nearly all prompts of a template have some first ones in common."""
 
 MIN_PREFILL_ROWS = 2 * ALIGN
 """With this budget or more `chunk_rows` always makes progress, wherever the chunk starts."""
@@ -40,7 +43,7 @@ class Missed(StrEnum):
     NONE = "none"
     """Nothing that is cached begins alike."""
     TOO_SHORT = "too_short"
-    """What begins alike is shorter than `ALIGN` tokens, or the prompt is."""
+    """What begins alike is shorter than `LEAST_SHARED` tokens, or the prompt is."""
     SCOPE = "scope"
     """The cells belong to another cache scope."""
     COMPUTING_ELSEWHERE = "computing_elsewhere"
@@ -75,17 +78,20 @@ def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
     return same
 
 
-def reusable_tokens(prompt: bytes, cached: bytes, *, partial_removal: bool) -> int:
+def reusable_tokens(
+    prompt: bytes, cached: bytes, *, partial_removal: bool, align: int = ALIGN
+) -> int:
     """Return how many cells that hold `cached` a request for `prompt` may keep; both are keys.
 
-    Without `partial_removal` (recurrent memories) a cached sequence is taken whole or not at all.
+    A multiple of `align`, and as many tokens or more are left to compute. Without `partial_removal` (recurrent
+    memories) a cached sequence is taken whole or not at all.
     """
     common = common_prefix_length(prompt, cached) // TOKEN_BYTES
     prompt_tokens = len(prompt) // TOKEN_BYTES
     if not partial_removal:
         whole = common == len(cached) // TOKEN_BYTES and common < prompt_tokens
         return common if whole else 0
-    return max(0, min(common, prompt_tokens - ALIGN)) // ALIGN * ALIGN
+    return _whole(min(common, prompt_tokens - align), align)
 
 
 def chunk_rows(start: int, end: int, budget: int) -> int:
@@ -112,7 +118,12 @@ class Match:
 
 
 def find(
-    slots: Iterable[Slot], sequence: Running, *, partial_removal: bool = True, turn: float = 0
+    slots: Iterable[Slot],
+    sequence: Running,
+    *,
+    partial_removal: bool = True,
+    turn: float = 0,
+    align: int = ALIGN,
 ) -> Match:
     """Look for the longest prefix of a prompt in the slots of its scope; what is public, in all others, too.
 
@@ -125,19 +136,19 @@ def find(
         if not key or other is sequence or not (most := shareable(slot, request)):
             continue
         if partial_removal:
-            holds = other is None or other.computed >= match.cells + ALIGN
+            holds = other is None or other.computed >= match.cells + align
             leads = other is not None and other.turn < turn
             least = min(
-                match.cells + ALIGN if holds else len(prompt),
-                match.awaited + ALIGN if leads else len(prompt),
+                match.cells + align if holds else len(prompt),
+                match.awaited + align if leads else len(prompt),
             )
-            if least > most or not _agree(prompt, key, least):
+            if least > most or not _agree(prompt, key, max(least, LEAST_SHARED), align):
                 continue
-        cells = awaited = reusable_tokens(prompt, key, partial_removal=partial_removal)
+        cells = awaited = reusable_tokens(prompt, key, partial_removal=partial_removal, align=align)
         if awaited > most:
-            cells = awaited = int(most) // ALIGN * ALIGN if partial_removal else 0
+            cells = awaited = _whole(int(most), align) if partial_removal else 0
         if other is not None:
-            cells = min(cells, other.computed // ALIGN * ALIGN)
+            cells = min(cells, _whole(other.computed, align))
             if other.turn < turn and awaited > match.awaited:
                 match.awaited, match.leader = awaited, other
         if cells > match.cells:
@@ -159,12 +170,18 @@ def _turn(slot: Slot) -> int:
     return 0 if slot.sequence is None else slot.sequence.turn
 
 
-def _agree(prompt: bytes, key: bytes, tokens: int) -> bool:
+def _whole(cells: int, align: int) -> int:
+    """Return the largest multiple of `align` up to `cells`; 0 where that is not worth it."""
+    whole = cells // align * align
+    return whole if whole >= LEAST_SHARED else 0
+
+
+def _agree(prompt: bytes, key: bytes, tokens: int, align: int) -> bool:
     """Whether a request for `prompt` may keep `tokens` cells of `key` or more. The last few of them tell most apart."""
     end = tokens * TOKEN_BYTES
-    start = end - ALIGN * TOKEN_BYTES
+    start = end - LEAST_SHARED * TOKEN_BYTES
     return (
-        end + ALIGN * TOKEN_BYTES <= len(prompt)
+        end + align * TOKEN_BYTES <= len(prompt)
         and key.startswith(prompt[start:end], start)
         and key.startswith(memoryview(prompt)[:start])
     )
@@ -180,22 +197,25 @@ _WEIGHT = [
 """Of several reasons the last one is told."""
 
 
-def why_missed(slots: Iterable[Slot], sequence: Running, *, evicted: bool) -> Missed:
+def why_missed(
+    slots: Iterable[Slot], sequence: Running, *, evicted: bool, align: int = ALIGN
+) -> Missed:
     """Say why `find` found nothing for `sequence`. `evicted`: its beginning had to make room."""
     if not sequence.request.reuse_prefix:
         return Missed.FORBIDDEN
     if evicted:
         return Missed.EVICTED
     reason = Missed.NONE
-    first, probe = sequence.key[:TOKEN_BYTES], sequence.key[: ALIGN * TOKEN_BYTES]
+    first, probe = sequence.key[:TOKEN_BYTES], sequence.key[: LEAST_SHARED * TOKEN_BYTES]
+    enough = (LEAST_SHARED + align) * TOKEN_BYTES
     for slot in slots:
         if slot.sequence is sequence or not slot.key.startswith(first):
             continue
-        alike = len(sequence.key) >= 2 * len(probe) and slot.key.startswith(probe)
+        alike = len(sequence.key) >= enough and slot.key.startswith(probe)
         if slot.scope == sequence.request.cache_scope:
             found = Missed.UNSHAREABLE if alike else Missed.TOO_SHORT
         elif alike:
-            found = Missed.SCOPE if slot.cells >= ALIGN else Missed.COMPUTING_ELSEWHERE
+            found = Missed.SCOPE if slot.cells >= LEAST_SHARED else Missed.COMPUTING_ELSEWHERE
         else:
             continue
         reason = max(reason, found, key=_WEIGHT.index)

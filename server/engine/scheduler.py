@@ -67,6 +67,7 @@ class Scheduler:
             partial_removal=partial_removal,
             sharing=sharing,
             host=host,
+            align=limits.reuse_align,
         )
         self.waiting = Waitlist()
         self.running: list[Sequence] = []

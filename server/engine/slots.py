@@ -80,10 +80,11 @@ class SlotPool:
         partial_removal: bool = True,
         sharing: bool = False,
         host: HostMemory | None = None,
+        align: int = ALIGN,
     ) -> None:
         """`partial_removal`: the memory can drop the end of a sequence; `sharing`: sequences can share cells.
 
-        `host`: where prefixes go that have to make room, and come back from.
+        `host`: where prefixes go that have to make room, and come back from. `align`: reuse ends at multiples of it.
         """
         self.kv_cells = kv_cells
         self.slots = [Slot(index) for index in range(slots)]
@@ -93,6 +94,7 @@ class SlotPool:
         self._partial_removal = partial_removal
         self._sharing = sharing and partial_removal
         self._tick = 0
+        self._align = align
         self._host = host
         self._eviction = Eviction(self.slots, host, partial_removal=partial_removal)
 
@@ -155,7 +157,7 @@ class SlotPool:
 
     def find(self, sequence: Sequence) -> Match:
         """Look for what a running sequence that has computed nothing could share, or wait for."""
-        return find(self.slots, sequence, turn=sequence.turn)
+        return find(self.slots, sequence, turn=sequence.turn, align=self._align)
 
     def cut(self, slot: Slot) -> list[MemoryEdit]:
         """Note that the cells of a running slot end at `sequence.computed` now, earlier than they did.
@@ -218,8 +220,8 @@ class SlotPool:
         if not sequence.request.reuse_prefix:
             return Match()
         if self._sharing:
-            return find(self.slots, sequence, turn=float("inf"))
-        return find(idle, sequence, partial_removal=self._partial_removal)
+            return find(self.slots, sequence, turn=float("inf"), align=self._align)
+        return find(idle, sequence, partial_removal=self._partial_removal, align=self._align)
 
     def _parked(self, sequence: Sequence, match: Match) -> tuple[Entry | None, int]:
         """Return a prefix in host memory that is worth fetching beside what the slots have, and its cells to keep."""
@@ -229,9 +231,10 @@ class SlotPool:
         entry, common = host.find(request.cache_scope, sequence.key, request.public_tokens)
         if entry is None:
             return None, 0
-        cells = reusable_tokens(sequence.key, entry.key, partial_removal=self._partial_removal)
+        align, partial = self._align, self._partial_removal
+        cells = reusable_tokens(sequence.key, entry.key, partial_removal=partial, align=align)
         if cells > common:  # what follows is another scope's
-            cells = common // ALIGN * ALIGN if self._partial_removal else 0
+            cells = common // align * align if partial else 0
         if cells < match.cells + MIN_AWAITED_ROWS or cells + MIN_AWAITED_ROWS <= match.awaited:
             return None, 0
         host.use(entry)
@@ -239,7 +242,7 @@ class SlotPool:
 
     def _why_missed(self, sequence: Sequence) -> Missed:
         evicted = self._eviction.remembers(sequence.request.cache_scope, sequence.key)
-        return why_missed(self.slots, sequence, evicted=evicted)
+        return why_missed(self.slots, sequence, evicted=evicted, align=self._align)
 
     def _settle(
         self, sequence: Sequence, idle: list[Slot], match: Match, keep: int

@@ -192,6 +192,15 @@ class LlamaParams:
         return self.slots + self.draft_rows
 
     @property
+    def reuse_align(self) -> int:
+        """Rows at multiples of which reuse of cached tokens has to end so that it changes no bit; else 1.
+
+        With a Q8_0 cache a multiple of 8 is enough. No other type promises anything (F16 would need 64), and row by
+        row everything does.
+        """
+        return 8 if self.kv_type == self.value_type == "q8_0" and not self.row_by_row else 1
+
+    @property
     def total_cells(self) -> int:
         """Cells asked of llama.cpp, over all slots."""
         if self.unified and self.kv_cells is not None:

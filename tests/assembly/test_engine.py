@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.assembly.engine import build_engine
+from server.assembly.engine import build_engine, scheduler_limits
 from server.assembly.sizing import grouped, sized
 from server.assembly.wanted import wanted
 from server.catalog.plan import Memory
@@ -44,3 +44,14 @@ async def test_a_file_that_memory_was_not_planned_for_is_not_loaded(
     engine.start()
     await engine.wait_loaded()
     await engine.stop()
+
+
+@pytest.mark.parametrize(("kv_type", "align"), [("f16", 1), ("q8_0", 8)])
+async def test_reuse_is_aligned_as_the_kv_type_promises(tmp_path: Path, kv_type: str, align: int):
+    path = write_model(tmp_path / "m.gguf", ModelSpec())
+    settings = Settings.model_validate(
+        {"model": {"path": path}, "engine": {"n_ctx": 256, "kv_type": kv_type}}
+    )
+    memory = Memory(cpu_available=2**40)
+    (one,) = sized(grouped(wanted(settings, Path), memory), memory)
+    assert scheduler_limits(one).reuse_align == align

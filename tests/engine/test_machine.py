@@ -2,7 +2,13 @@
 
 import hypothesis.strategies as st
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from server.core.errors import QueueTimeout
 from server.core.events import Delta, Failed, Finished, FinishReason, Started
@@ -28,11 +34,12 @@ PROMPTS = st.builds(lambda shared, own: shared + own, AGENTS, OWN)
 
 
 class EngineMachine(RuleBasedStateMachine):
-    def __init__(self):
-        super().__init__()
+    @initialize(align=st.sampled_from([1, 8]))
+    def begin(self, align):
         self.budget = HostBudget(5 * state_size(150))
         self.harness = LoopHarness(
-            make_limits(slots=4, n_ctx=216, kv_cells=450, max_rows=24), host=self.budget
+            make_limits(slots=4, n_ctx=216, kv_cells=450, max_rows=24, reuse_align=align),
+            host=self.budget,
         )
         self.others = 0
         self.requests = {}

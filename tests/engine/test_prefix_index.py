@@ -6,6 +6,7 @@ from server.engine import prefix_index
 from server.engine.detokenizer import Detokenizer
 from server.engine.prefix_index import (
     ALIGN,
+    LEAST_SHARED,
     MIN_AWAITED_ROWS,
     MIN_PREFILL_ROWS,
     chunk_rows,
@@ -30,12 +31,18 @@ def test_common_prefix_is_the_longest(shared, left, right):
     assert length == min(len(left), len(right)) or left[length] != right[length]
 
 
-@given(tokens, tokens)
-def test_reuse_leaves_aligned_work(prompt, cached):
-    keep = reusable_tokens(token_key(prompt), token_key(cached), partial_removal=True)
-    assert keep % ALIGN == 0
+aligns = st.sampled_from([1, ALIGN])
+
+
+@given(tokens, tokens, aligns)
+def test_reuse_leaves_aligned_work(prompt, cached, align):
+    keep = reusable_tokens(token_key(prompt), token_key(cached), partial_removal=True, align=align)
+    assert keep % align == 0
     assert prompt[:keep] == cached[:keep]
-    assert keep == 0 or len(prompt) - keep >= ALIGN
+    assert keep == 0 or len(prompt) - keep >= align
+    common = common_prefix_length(prompt, cached)
+    lost = min(common, len(prompt) - align) - keep
+    assert lost < align if keep else lost < ALIGN, "no more than that is computed again"
 
 
 def test_recurrent_memory_is_taken_whole_or_not_at_all():
@@ -87,15 +94,17 @@ similar = st.builds(
     similar.filter(len),
     st.lists(st.tuples(similar.filter(len), st.none() | st.integers(0, 220)), max_size=6),
     st.sampled_from([0, 97, 1000]),
+    aligns,
 )
-def test_nothing_longer_is_overlooked(prompt, holders, turn):
+def test_nothing_longer_is_overlooked(prompt, holders, turn, align):
     slots = slots_of(holders)
-    match = find(slots, running(prompt, 0, 0), turn=turn)
+    match = find(slots, running(prompt, 0, 0), turn=turn, align=align)
     here, later = {}, {}
     for slot in slots:
-        reusable = reusable_tokens(token_key(prompt), slot.key, partial_removal=True)
+        reusable = reusable_tokens(token_key(prompt), slot.key, partial_removal=True, align=align)
         other = slot.sequence
-        here[slot.index] = reusable if other is None else min(reusable, other.computed // 8 * 8)
+        there = reusable if other is None else min(reusable, other.computed // align * align)
+        here[slot.index] = there if there >= LEAST_SHARED else 0
         if other is not None and other.turn < turn:
             later[other] = reusable
     most = max(here.values(), default=0)

@@ -7,6 +7,7 @@ import pytest
 from server.core.events import Delta, Finished, FinishReason, Started
 from server.engine import slots
 from server.engine.cells import Holdings
+from server.engine.host_memory import HostBudget
 from server.engine.plan import DecodeCode, Truncation
 from server.engine.prefix_index import token_key
 from tests.factories import MODEL_INFO, LoopHarness, make_limits, make_request
@@ -334,3 +335,27 @@ def test_room_is_made_at_once_of_what_many_idle_slots_share_and_nobody_needs(mon
     harness.run()
     for request in (stream, other):
         assert len(harness.text(request.request_id)) == request.max_tokens
+
+
+@pytest.mark.parametrize("align", [1, 8])
+def test_a_turn_computes_its_new_tokens_and_the_last_one_that_was_said(align):
+    """Eight conversations of four turns over four slots, asked in turn: what waits goes to host memory."""
+    harness = LoopHarness(replace(ROOMY, reuse_align=align), host=HostBudget(10**7))
+    counters, own = harness.scheduler.counters, 47
+    said = [chr(97 + number) * 100 for number in range(8)]
+    computed = []
+    for turn in range(4):
+        before = counters["prefill_rows"]
+        for number, history in enumerate(said):
+            request = make_request(history + f"{number} asks in turn {turn} ".ljust(own, "."), 40)
+            harness.submit(request)
+            harness.run()
+            said[number] = bytes(request.prompt).decode() + harness.text(request.request_id)
+            assert harness.text(request.request_id) == alone(request)
+        computed.append(counters["prefill_rows"] - before)
+    if align == 1:
+        assert computed == [8 * (100 + own), *[8 * (own + 1)] * 3]
+    else:
+        assert computed[0] == 8 * (100 + own)
+        assert all(8 * own < rows <= 8 * (own + 8) for rows in computed[1:])
+    assert counters["restored"] == 8 * 3

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from server.core.events import SampledLogprobs
 from server.engine.plan import DecodeCode, Rows, StepPlan
+from server.llama.params import LlamaParams
 from tests.llama.driving import Driver, prompt_of
 from tests.models import ModelSpec
 
@@ -49,10 +52,10 @@ def test_chunks_and_reuse_stay_near_llama_cpps_own_differences(make_driver, layo
     own = max(float(np.abs(single - by_one).max()), float(np.abs(single - by_four).max()))
     assert own < 0.1
 
-    for cuts in ([8], [8, 16, 24], [32], [56]):
+    for cuts in ([8], [8, 16, 24], [32], [56], [5, 17], [63]):
         chunked = fresh(driver).prefill_logits(PROMPTS[:1], cuts)
         assert np.abs(single - chunked).max() <= 2 * own + 1e-6, cuts
-    for keep in (8, 32, 56):
+    for keep in (8, 32, 56, 37, 63):
         fresh(driver).prefill_logits(PROMPTS[:1])
         reused = fresh(driver, keep=keep).prefill_logits(PROMPTS[:1])
         assert np.abs(single - reused).max() <= 2 * own + 1e-6, keep
@@ -113,6 +116,15 @@ def test_quantized_cache_cut_at_multiples_of_eight_gives_the_same_bits(make_driv
     single = driver.prefill_logits(PROMPTS[:1])
     for cuts in ([8], [16, 40], [56]):
         assert np.array_equal(fresh(driver).prefill_logits(PROMPTS[:1], cuts), single), cuts
+
+
+def test_reuse_is_aligned_where_a_promise_hangs_on_it():
+    def align(**fields: Any) -> int:
+        return LlamaParams(Path("m.gguf"), **fields).reuse_align
+
+    assert (align(kv_type="f16"), align(kv_type="q4_0")) == (1, 1)
+    assert (align(kv_type="q8_0"), align(kv_type="q8_0", kv_type_v="f16")) == (8, 1)
+    assert align(kv_type="q8_0", n_ubatch=1) == 1, "each row by itself"
 
 
 def test_deterministic_mode_says_the_same_beside_others(make_driver):
