@@ -47,17 +47,20 @@ def system_router(parts: Parts) -> APIRouter:
             for view in host.slot_views()
         ]
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> Response:
         """Sum up; fails like `/health/ready`."""
         told = {**_summary(parts), "gpu_guard": parts.health.gpu()}
         return _verdict(parts.health.ready(), told)
 
+    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> Response:
         """Fail when only a restart helps."""
         return _verdict(parts.health.live(), {})
 
+    @router.head("/health/ready", include_in_schema=False)
     @router.get("/health/ready")
     async def ready() -> Response:
         """Fail while requests would be refused."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import httpx
 import openai
 import pytest
 
@@ -100,6 +101,14 @@ async def test_health_endpoints():
     assert (await get(stack, "/health")).status_code == 503
     stack.engine.state = EngineState.DEAD
     assert (await get(stack, "/health/live")).status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+async def test_load_balancers_may_ask_for_the_head_alone(path):
+    async with serve(Stack()) as stack, httpx.AsyncClient(base_url=stack.url) as client:
+        whole, head = await client.get(path), await client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
 
 
 async def test_metrics_count_by_route_and_code(stack):
