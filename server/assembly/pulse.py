@@ -44,14 +44,14 @@ class Pulse:
 
     def ready(self, settings: Settings) -> None:
         """Tell that the first model is loaded: with these settings one can serve."""
-        self._keep(to_bytes(settings))
+        self._serves(settings)
         self._page.ready_at = time.monotonic()
         self._page.state = WorkerState.READY
 
     def reloaded(self, settings: Settings, told: str) -> None:
         """Tell what came of a reload, and which settings are in force."""
         if self._page.state is WorkerState.READY:
-            self._keep(to_bytes(settings))
+            self._serves(settings)
         self._page.reloaded = told
         self._page.reloads += 1
 
@@ -60,6 +60,10 @@ class Pulse:
         while True:
             self._beat()
             await asyncio.sleep(min(_SECONDS, self._health.limits.stall_after / 4))
+
+    def _serves(self, settings: Settings) -> None:
+        self._keep(to_bytes(settings))
+        self._page.origins = " ".join(settings.server.cors_origins)
 
     def _beat(self) -> None:
         page, verdict = self._page, self._health.fatal()

@@ -115,6 +115,8 @@ class Page:
     """What native code said when it aborted."""
     restarts = _Counts(2048)
     """Workers before this one, by what ended them; the supervisor writes it."""
+    origins = _Text(49152, 16384)
+    """Web pages' origins that may use this server, by spaces; outlives the worker that wrote it."""
 
     def __init__(self, descriptor: int) -> None:
         """Map it; the descriptor may be closed afterwards."""

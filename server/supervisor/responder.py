@@ -7,7 +7,8 @@ import contextlib
 import json
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -24,11 +25,21 @@ _CONNECTIONS = 128
 class Responder:
     """Accepts on the kept socket while it is entered; what it has accepted, it answers."""
 
-    def __init__(self, listener: socket.socket, why: str, left: Callable[[], float]) -> None:
-        """`why`: a sentence for people. `left`: seconds until there is a worker again."""
+    def __init__(
+        self,
+        listener: socket.socket,
+        why: str,
+        left: Callable[[], float],
+        origins: Collection[str] = (),
+    ) -> None:
+        """`why`: a sentence for people. `left`: seconds until there is a worker again.
+
+        `origins`: of web pages that may read what is told; `*`: of all.
+        """
         self._listener = listener
         self._why = why
         self._left = left
+        self._origins = origins
         self._accepting: socket.socket | None = None
         self.answering: set[asyncio.Task[None]] = set()
 
@@ -78,7 +89,7 @@ class Responder:
         with contextlib.suppress(OSError, TimeoutError), contextlib.closing(connection):
             reader, writer = await asyncio.open_connection(sock=connection, limit=_HEAD_BYTES)
             try:
-                writer.write(self._response(await _path(reader)))
+                writer.write(self._response(await _asked(reader)))
                 await writer.drain()
                 writer.write_eof()
                 await _linger(reader)
@@ -86,37 +97,68 @@ class Responder:
                 writer.close()
                 await writer.wait_closed()
 
-    def _response(self, path: str) -> bytes:
+    def _response(self, asked: _Asked) -> bytes:
+        headers = self._leave(asked)
+        if headers and asked.method == "OPTIONS":  # a browser's question whether it may ask
+            wanted = asked.headers.get("access-control-request-headers", "")
+            headers["access-control-allow-methods"] = "GET, POST, DELETE"
+            headers["access-control-allow-headers"] = wanted
+            return _written("204 No Content", headers)
         seconds = max(1, math.ceil(self._left()))
         told = f"{self._why} Try again in {seconds} s."
-        alive = (
-            path == "/health/live"
-        )  # a restart, which is what its failure asks for, is under way
-        if path.startswith("/health"):
+        if asked.path.startswith("/health"):
             document: object = {"status": "restarting", "message": told}
         else:
             kind = "service_unavailable_error"
             document = {
                 "error": {"message": told, "type": kind, "param": None, "code": "engine_dead"}
             }
+        status = "200 OK"
+        if asked.path != "/health/live":  # a restart, what its failure asks for, is under way
+            status, headers["retry-after"] = "503 Service Unavailable", str(seconds)
         body = json.dumps(document, ensure_ascii=False).encode()
-        status = "200 OK" if alive else f"503 Service Unavailable\r\nretry-after: {seconds}"
-        head = (
-            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        return head.encode() + body
+        headers |= {"content-type": "application/json", "content-length": str(len(body))}
+        return _written(status, headers) + (b"" if asked.method == "HEAD" else body)
+
+    def _leave(self, asked: _Asked) -> dict[str, str]:
+        """Return the headers without which a browser keeps the answer from a page it may go to."""
+        origin = asked.headers.get("origin", "")
+        if "*" not in self._origins and origin not in self._origins:
+            return {}
+        return {
+            "access-control-allow-origin": "*" if "*" in self._origins else origin,
+            "access-control-expose-headers": "retry-after",
+            "vary": "origin",
+        }
 
 
-async def _path(reader: asyncio.StreamReader) -> str:
-    """Read a request's head and return its path; empty for what is no HTTP."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request's head; empty for what is no HTTP."""
+
+    method: str = ""
+    path: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def _written(status: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "connection: close", "", ""]).encode("latin-1")
+
+
+async def _asked(reader: asyncio.StreamReader) -> _Asked:
     try:
         async with asyncio.timeout(_HEAD_SECONDS):
             head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
-        return ""
-    parts = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
-    return parts[1].partition("?")[0] if len(parts) == 3 else ""
+        return _Asked()
+    first, *lines = head.decode("latin-1").split("\r\n")
+    parts = first.split(" ")
+    if len(parts) != 3:
+        return _Asked()
+    pairs = [line.partition(":") for line in lines if line.isprintable()]
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
+    return _Asked(parts[0], parts[1].partition("?")[0], headers)
 
 
 async def _linger(reader: asyncio.StreamReader) -> None:

@@ -180,6 +180,8 @@ class Supervisor:
     def _judge(self, end: End) -> int | None:
         """Return the exit status if this end is everybody's, else None."""
         if self._stopping is not None:
+            if end.cause is Cause.CRASHED:
+                log.error("The server process %s while it was stopping", end)
             return end.code if end.code >= 0 else 128 + self._stopping
         if self._served:
             return None
@@ -202,7 +204,8 @@ class Supervisor:
             if seconds > _SILENT_SECONDS:
                 why = f"The server process {end} and is about to be restarted."
                 left = lambda: until - time.monotonic()  # noqa: E731 - of no use elsewhere
-                await stack.enter_async_context(Responder(self._listener, why, left))
+                origins = self._page.origins.split()
+                await stack.enter_async_context(Responder(self._listener, why, left, origins))
             while self._stopping is None and (left_now := until - time.monotonic()) > 0:
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):

@@ -20,6 +20,7 @@ from server.gateway.line import Line, LineLimits
 from server.gateway.memory import Budget
 from server.gateway.spec import GenerationSpec, TextPrompt
 from server.gateway.watchdog import Watchdog
+from server.settings import ServerSettings, Settings
 from server.store.connection import open_database
 from server.supervisor.page import Page, shared_file
 from tests.fakes import FakeClock, FakeEngine
@@ -119,6 +120,27 @@ def test_a_guard_that_stands_still_is_told_and_is_no_reason_to_end_what_serves(h
         assert page.fault.startswith("The engine has work but has not finished a step")
         assert "GPU guard" not in page.fault
         assert "GPU guard" in health.live().message
+
+
+def test_what_one_serves_with_is_told_for_the_time_without_a_worker(house):
+    health, _, _ = house
+    descriptor = shared_file("page", Page.SIZE)
+    with contextlib.closing(Page(descriptor)) as page:
+        os.close(descriptor)
+        kept: list[bytes] = []
+        pulse = Pulse(page, health, health._default, kept.append)
+        pulse.begin()
+        pulse.reloaded(settings("https://too-early.test"), "")
+        pulse.ready(settings("https://a.test", "https://b.test"))
+        assert page.origins == "https://a.test https://b.test"
+        pulse.reloaded(settings("https://c.test"), "")
+        page.renew({}, 0)
+        assert page.origins == "https://c.test"
+        assert len(kept) == 2
+
+
+def settings(*origins: str) -> Settings:
+    return Settings(server=ServerSettings(cors_origins=origins))
 
 
 def test_nobody_is_watched_at_first():

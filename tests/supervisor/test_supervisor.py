@@ -84,6 +84,19 @@ culprit()
     assert "in bystander" not in told
 
 
+def test_a_crash_while_it_stops_is_told(caplog) -> None:
+    script = """
+page.keep_last_words('it hurts')
+signal.signal(signal.SIGTERM, lambda *_: os.abort())
+ready()
+os.kill(os.getppid(), signal.SIGTERM)
+signal.pause()
+"""
+    assert run(script) == 128 + signal.SIGTERM
+
+    assert "was killed by SIGABRT (it hurts) while it was stopping" in caplog.text
+
+
 def test_three_deaths_before_any_was_ready_are_the_end() -> None:
     die = "page.keep_last_words('no memory'); os.abort()"
 
@@ -221,6 +234,52 @@ def test_while_it_waits_it_answers_itself() -> None:
     assert "killed by SIGABRT (it hurts)" in refused["error"]["message"]
     assert live_head.startswith(b"HTTP/1.1 200 OK")
     assert live["status"] == "restarting"
+
+
+async def told(port: int, request: str) -> tuple[str, dict[str, str], bytes]:
+    """Status line, headers and body of the answer to a request that is a head alone."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    status, *lines = head.decode().split("\r\n")
+    return status, dict(line.split(": ", 1) for line in lines), body
+
+
+def test_pages_that_may_use_the_server_may_read_that_it_restarts() -> None:
+    script = "page.origins = 'https://a.test https://b.test'; ready(); os.abort()"
+    scripted = Scripted(script, READY_AND_STOP, backoff=Slow())
+    preflight = (
+        "OPTIONS /v1/chat/completions HTTP/1.1\nhost: x\norigin: https://{}.test\n"
+        "access-control-request-headers: authorization"
+    )
+
+    async def all_of_it() -> tuple[int, list[tuple[str, dict[str, str], bytes]]]:
+        running = asyncio.create_task(scripted.run())
+        requests = [
+            "GET /v1/models HTTP/1.1\nhost: x\nOrigin: https://b.test",
+            preflight.format("b"),
+            preflight.format("c"),
+            "HEAD /health HTTP/1.1\nhost: x",
+        ]
+        answers = [await told(scripted.port, request) for request in requests]
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await running, answers
+
+    status, (may, asks, may_not, head) = asyncio.run(all_of_it())
+
+    assert status == 0
+    assert may[0] == "HTTP/1.1 503 Service Unavailable"
+    assert may[1]["access-control-allow-origin"] == "https://b.test"
+    assert may[1]["access-control-expose-headers"] == "retry-after"
+    assert json.loads(may[2])["error"]["code"] == "engine_dead"
+    assert asks[0] == "HTTP/1.1 204 No Content"
+    assert asks[1]["access-control-allow-headers"] == "authorization"
+    assert may_not[0] == "HTTP/1.1 503 Service Unavailable"
+    assert not any(name.startswith("access-control") for name in may_not[1])
+    assert int(head[1]["content-length"]) > 0
+    assert head[2] == b""
 
 
 def test_who_finds_no_room_is_left_to_the_next_worker(monkeypatch) -> None:
