@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.core.errors import GenerationFailed
 from server.core.events import Event
@@ -95,10 +95,23 @@ def state_size(cells: int) -> int:
     return 100 + 10 * cells
 
 
+def mostly_a(tokens: Sequence[int]) -> int:
+    """Next token as `hashed_successor`, but foreseeable: four times of five the same letter."""
+    return 97 + (zlib.crc32(repr(list(tokens)).encode()) % 5 == 0)
+
+
+def recite(script: Sequence[int]) -> Callable[[Sequence[int]], int]:
+    """Say `script` to whoever begins with it; one wrong cell, and the answer is another."""
+
+    def successor(tokens: Sequence[int]) -> int:
+        said = list(tokens)
+        return script[len(said)] if said == list(script[: len(said)]) else hashed_successor(said)
+
+    return successor
+
+
 class ScriptedBackend:
     """Keeps tokens per slot as a KV cache would and insists on every rule llama.cpp aborts for."""
-
-    info = MODEL_INFO
 
     def __init__(
         self,
@@ -107,8 +120,10 @@ class ScriptedBackend:
         successor: Callable[[Sequence[int]], int] = hashed_successor,
         codes: Mapping[int, DecodeCode] | None = None,
         sample: Callable[[int], Sample] | None = None,
+        partial_removal: bool = True,
     ) -> None:
         """`codes`: number of the decode call, from 0 → the code it shall return."""
+        self.info = replace(MODEL_INFO, partial_removal=partial_removal)
         self.tokenizer = ByteTokenizer()
         self.limits = limits
         self.successor = successor
@@ -303,17 +318,24 @@ class LoopHarness:
         *,
         real: Backend | None = None,
         host: HostBudget | None = None,
+        cost: Callable[[StepPlan], float] | None = None,
         **scripted: object,
     ) -> None:
-        """`real`: a backend in place of the scripted one; `host`: memory to park prefixes in."""
+        """`real`: a backend in place of the scripted one; `host`: memory to park prefixes in.
+
+        `cost`: seconds that a decode call takes.
+        """
         self.limits = limits or make_limits()
         self.clock = FakeClock()
         self.backend = ScriptedBackend(self.limits, **scripted)  # type: ignore[arg-type]
         self.real = real
         self.events: dict[str, list[Event]] = {}
         self.states: list[EngineState] = []
+        backend: Backend = real or self.backend
+        if cost is not None:
+            self._take_time(backend, cost)
         self.loop = EngineLoop(
-            lambda _progress: real or self.backend,
+            lambda _progress: backend,
             self.limits,
             self.clock,
             self._publish,
@@ -322,6 +344,15 @@ class LoopHarness:
         )
         self.host = host
         self.loop.load()
+
+    def _take_time(self, backend: Backend, cost: Callable[[StepPlan], float]) -> None:
+        decode = backend.decode
+
+        def timed(plan: StepPlan) -> StepResult:
+            self.clock.now += cost(plan)
+            return decode(plan)
+
+        backend.decode = timed  # type: ignore[method-assign]
 
     def _publish(self, events: list[tuple[str, Event]]) -> None:
         for request_id, event in events:
@@ -369,6 +400,11 @@ class LoopHarness:
             in_use = backend.used_cells(running)
             assert pool.idle_cells == backend.used_cells() - in_use
             assert pool.reserved_cells + pool.idle_cells <= pool.kv_cells
+
+    def tokens(self, request_id: str) -> list[int]:
+        return [
+            token for event in self.events[request_id] for token in getattr(event, "token_ids", ())
+        ]
 
     def text(self, request_id: str) -> str:
         return "".join(getattr(event, "text", "") for event in self.events[request_id])

@@ -225,3 +225,10 @@ def test_the_data_directory_has_a_variable_and_a_home(monkeypatch, tmp_path) -> 
     assert load(environ={}).settings.data_dir == tmp_path / ".local/share/onegpu"
     environ = {"ONEGPU_DATA_DIR": "~/keys"}
     assert load(environ=environ).settings.data_dir == tmp_path / "keys"
+
+
+def test_drafts_need_graphs_of_several_rows():
+    assert EngineSettings().effective_draft_rows == EngineSettings().max_draft == 32
+    assert EngineSettings(speculation="off").effective_draft_rows == 0
+    assert EngineSettings(deterministic=True).effective_draft_rows == 0
+    assert EngineSettings(max_draft=100, n_ubatch=64).effective_draft_rows == 64

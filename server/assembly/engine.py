@@ -49,6 +49,7 @@ def llama_params(sized: Sized) -> LlamaParams:
         kv_type=sizes.kv_type,
         layout=engine.kv_layout,
         n_batch=engine.n_batch,
+        draft_rows=sizes.draft_rows,
         n_ubatch=engine.effective_n_ubatch,
         threads=engine.effective_threads,
         threads_batch=engine.effective_threads_batch,
@@ -71,6 +72,7 @@ def scheduler_limits(sized: Sized) -> SchedulerLimits:
             reuse_align=params.reuse_align,
             prefill_rows=min(engine.effective_max_prefill_rows, rows),
             prefill_rows_decoding=min(engine.effective_max_prefill_rows_decoding, rows),
+            draft_rows=sizes.draft_rows,
         )
     except ValueError as error:
         raise ConfigError(f"engine: {error}") from error

@@ -46,6 +46,8 @@ class Sizes:
     kv_type: KvType
     n_gpu_layers: int | Literal["auto", "all"]
     n_cpu_moe: int
+    draft_rows: int
+    """Rows of a step for tokens that are foreseen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,7 @@ def _size(group: Group, shape: ModelShape, memory: Memory, left: Memory) -> Size
         kv_type=best.kv_type,  # type: ignore[arg-type] # one of the planner's own
         n_gpu_layers=layers,
         n_cpu_moe=best.n_cpu_moe,
+        draft_rows=best.draft_rows,
     )
     partly = memory.has_gpu and best.n_gpu_layers < best.n_layers
     told = choice.reason if partly or _has_auto(group) else ""
@@ -255,6 +258,7 @@ def _wishes(group: Group, shape: ModelShape) -> Wishes:
         n_gpu_layers=model.n_gpu_layers,
         n_ubatch=engine.effective_n_ubatch,
         n_batch=engine.n_batch,
+        draft_rows=engine.effective_draft_rows,
         kv_layout=engine.kv_layout,
         n_cpu_moe=model.n_cpu_moe,
         flash_attention=engine.flash_attention,

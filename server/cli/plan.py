@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     )
 
     settings = load_settings(options)
-    wishes = _wishes(options)
+    wishes = _wishes(options, settings.engine.effective_draft_rows)
     memory = _memory(options, settings)
     headers, name = _headers(options.model, settings, memory, wishes)
     shape = read_shape(headers)
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if choice.best is not None else _FAILURE
 
 
-def _wishes(options: argparse.Namespace) -> Wishes:
+def _wishes(options: argparse.Namespace, draft_rows: int) -> Wishes:
     from server.catalog.plan import Wishes
 
     layers = options.n_gpu_layers
@@ -128,6 +128,7 @@ def _wishes(options: argparse.Namespace) -> Wishes:
         n_cpu_moe=_number(options.n_cpu_moe, "--n-cpu-moe"),
         n_ubatch=rows,
         n_batch=max(512, rows),
+        draft_rows=draft_rows,
         kv_layout=options.kv_layout,
         flash_attention=options.flash_attention,
     )

@@ -104,4 +104,5 @@ def planned_wishes(settings: Settings) -> Wishes:
         kv_type=kv,
         n_gpu_layers="auto" if layers == 0 else layers,
         flash_attention=engine.flash_attention,
+        draft_rows=engine.effective_draft_rows,
     )

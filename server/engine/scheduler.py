@@ -34,6 +34,7 @@ from server.engine.prefill import prefill_budget, prefill_rows
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.sharing import Followers
 from server.engine.slots import Placement, SlotPool
+from server.engine.speculation import Speculation
 from server.engine.taking import take
 from server.engine.waitlist import Waitlist
 
@@ -75,6 +76,9 @@ class Scheduler:
         self.counters: Counter[str] = Counter()
         self.pace = Pace()
         self._followers = Followers(self.pool, self.counters)
+        self._speculation: Speculation | None = None
+        if limits.draft_rows and partial_removal:
+            self._speculation = Speculation(limits, self.pace, tokenizer.eog, self.counters)
         self._pieces = tokenizer.pieces
         self._eog = tokenizer.eog
         self._partial_removal = partial_removal
@@ -160,9 +164,11 @@ class Scheduler:
         if not self.running:
             return None
         rows: list[Rows] = []
+        decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
         for sequence in self.running:
             if sequence.decoding:
+                decoding.append(sequence)
                 rows.append(Rows(sequence.slot, sequence.computed, sequence.tokens[-1:], outputs=1))
             elif sequence.leader is None:
                 prefilling.append(sequence)
@@ -171,9 +177,13 @@ class Scheduler:
             budget = prefill_budget(self.limits, decode_rows, self._no_cells)
             rows += prefill_rows(prefilling, budget)
             rows.sort(key=attrgetter("slot"))
+        draft_rows = 0
+        if self._speculation is not None and not self._no_cells:
+            draft_rows = self._speculation.extend(rows, decoding)
         if not rows:  # the one whom all others wait for has just failed
             return None
-        return StepPlan(rows, decode_rows, sum(len(row.tokens) for row in rows) - decode_rows)
+        computed = sum(len(row.tokens) for row in rows)
+        return StepPlan(rows, decode_rows, computed - decode_rows - draft_rows, draft_rows)
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Take a decode call's outcome. Raises `EngineFailure` when calls keep failing."""
@@ -184,6 +194,7 @@ class Scheduler:
         self._no_cells = self._failures = 0
         self.counters["decode_rows"] += plan.decode_rows
         self.counters["prefill_rows"] += plan.prefill_rows
+        self.counters["speculative_steps"] += plan.draft_rows > 0
         slots = self.pool.slots
         samples = iter(result.samples)
         for row in plan.rows:
@@ -193,7 +204,9 @@ class Scheduler:
                 raise EngineFailure(message)
             sequence.computed += len(row.tokens)
             if row.outputs:
-                self._accept(sequence, row, next(samples), now)
+                taken = self._accept(sequence, row, next(samples), now)
+                if row.outputs > 1 and self._speculation is not None:
+                    self._speculation.learn(sequence, row.outputs - 1, taken - 1)
 
     # Details
 
@@ -205,6 +218,8 @@ class Scheduler:
         self._admitted += 1
         sequence.turn = self._admitted
         self._followers.admit(sequence, match)
+        if self._speculation is not None:
+            self._speculation.follow(sequence)
         self.running.append(sequence)
         self.running.sort(key=attrgetter("slot"))
         self.counters["evictions"] += sum(type(edit) is Truncation for edit in place.edits)
@@ -217,8 +232,8 @@ class Scheduler:
         self._emit(sequence, Started(index, sequence.prompt_length, max(keep, match.awaited)))
         yield Admission(index, keep, sequence.request)
 
-    def _accept(self, sequence: Sequence, row: Rows, samples: list[Sample], now: float) -> None:
-        """Take the tokens that were sampled, which may be some of a draft and one more, up to the end."""
+    def _accept(self, sequence: Sequence, row: Rows, samples: list[Sample], now: float) -> int:
+        """Take the tokens that were sampled, some of a draft perhaps and one more, up to the end; return how many."""
         sequence.computed -= row.outputs
         for sample in samples:
             sequence.computed += 1
@@ -226,17 +241,21 @@ class Scheduler:
                 self.counters["generated_tokens"] += 1
                 if sequence.first_token_at is None:
                     sequence.first_token_at = now
-            taken = take(sequence, sample, self._eog)
-            if isinstance(taken, OnegpuError):
-                self.fail(sequence.request.request_id, taken)
+            outcome = take(sequence, sample, self._eog)
+            if isinstance(outcome, OnegpuError):
+                self.fail(sequence.request.request_id, outcome)
                 break
-            delta, reason = taken
+            delta, reason = outcome
             if reason is not None:
                 self._complete(sequence, delta, reason, now)
                 break
             self._events.append((sequence.request.request_id, delta))
-        if sample is not samples[-1]:  # the end was within the draft; what is behind it has cells
+            if sequence.lookup is not None:
+                sequence.lookup.push(sequence.tokens)
+        taken = sequence.computed - row.start - len(row.tokens) + row.outputs
+        if taken < len(samples):  # the end was within the draft, and what is behind it has cells
             self._edits.append(Truncation(row.slot, sequence.computed))
+        return taken
 
     def _complete(self, sequence: Sequence, last: Delta, reason: FinishReason, now: float) -> None:
         if last.text or last.token_ids:

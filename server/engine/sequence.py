@@ -7,6 +7,7 @@ from enum import IntEnum
 from server.core.events import Timings, Usage
 from server.core.request import GenerationRequest
 from server.engine.detokenizer import Detokenizer
+from server.engine.lookup import Lookup
 from server.engine.prefix_index import token_key
 
 
@@ -36,6 +37,7 @@ class Sequence:
         "first_token_at",
         "key",
         "leader",
+        "lookup",
         "overtaken",
         "prompt_length",
         "request",
@@ -60,6 +62,8 @@ class Sequence:
         self.leader: Sequence | None = None
         """Computes the first `awaited` tokens of this prompt, too; nothing is computed here meanwhile."""
         self.awaited = 0
+        self.lookup: Lookup | None = None
+        """Foresees its tokens; None: nothing is drafted."""
         self.slot = -1
         self.turn = 0
         """Order of admission to a slot."""

@@ -135,6 +135,14 @@ class EngineSettings(Section):
     max_prefill_rows_decoding: Annotated[int, Field(ge=MIN_PREFILL_ROWS)] = Field(
         128, description="prompt tokens per step while streams generate; less: smoother streams"
     )
+    speculation: Literal["auto", "off"] = Field(
+        "auto",
+        description="foresee text that repeats, where that pays; which text comes stays as it is",
+    )
+    max_draft: Annotated[int, Field(ge=1, le=512)] = Field(
+        32,
+        description="most foreseen tokens per step, all slots together; each takes two rows of logits",
+    )
     default_max_tokens: PositiveInt = Field(
         2048, description="output limit in tokens of a request that names none"
     )
@@ -174,6 +182,12 @@ class EngineSettings(Section):
     def effective_n_ubatch(self) -> int:
         """Rows of one graph, at most n_batch; deterministic mode forces 1."""
         return 1 if self.deterministic else min(self.n_ubatch, self.n_batch)
+
+    @property
+    def effective_draft_rows(self) -> int:
+        """Most rows of drafts in a step; none in deterministic mode, whose graphs have one row."""
+        off = self.speculation == "off" or self.deterministic or self.n_ubatch == 1
+        return 0 if off else min(self.max_draft, self.effective_n_ubatch)
 
     @property
     def effective_max_prefill_rows(self) -> int:

@@ -14,7 +14,14 @@ from server.core.errors import QueueTimeout
 from server.core.events import Delta, Failed, Finished, FinishReason, Started
 from server.engine.host_memory import HostBudget
 from server.engine.plan import DecodeCode
-from tests.factories import LoopHarness, hashed_successor, make_limits, make_request, state_size
+from tests.factories import (
+    LoopHarness,
+    hashed_successor,
+    make_limits,
+    make_request,
+    mostly_a,
+    state_size,
+)
 
 LONG = (
     "a system prompt so long that others wait until it is computed, rather than compute it again. "
@@ -33,13 +40,30 @@ OWN = st.text("abc", min_size=1, max_size=20)
 PROMPTS = st.builds(lambda shared, own: shared + own, AGENTS, OWN)
 
 
+def call_seconds(plan):
+    """Rows cost so little that much is drafted."""
+    return 0.001 + 0.00001 * (plan.decode_rows + plan.prefill_rows + plan.draft_rows)
+
+
 class EngineMachine(RuleBasedStateMachine):
+    successor = staticmethod(hashed_successor)
+    draft_rows = 0
+
     @initialize(align=st.sampled_from([1, 8]))
     def begin(self, align):
         self.budget = HostBudget(5 * state_size(150))
         self.harness = LoopHarness(
-            make_limits(slots=4, n_ctx=216, kv_cells=450, max_rows=24, reuse_align=align),
+            make_limits(
+                slots=4,
+                n_ctx=240,
+                kv_cells=450,
+                max_rows=24,
+                draft_rows=self.draft_rows,
+                reuse_align=align,
+            ),
             host=self.budget,
+            successor=self.successor,
+            cost=call_seconds,
         )
         self.others = 0
         self.requests = {}
@@ -49,7 +73,7 @@ class EngineMachine(RuleBasedStateMachine):
         agent=AGENTS,
         own=OWN,
         public=st.booleans(),
-        max_tokens=st.integers(1, 8),
+        max_tokens=st.sampled_from([1, 2, 3, 5, 8, 13, 32]),
         reuse=st.booleans(),
         rank=st.tuples(st.integers(-1, 2), st.floats(0, 9), st.integers(0, 9)),
         scope=st.sampled_from(["", "a", "b"]),
@@ -154,7 +178,7 @@ class EngineMachine(RuleBasedStateMachine):
         tokens = list(request.prompt)
         for event in events:
             for token in getattr(event, "token_ids", ()):
-                assert token == hashed_successor(tokens)
+                assert token == self.successor(tokens)
                 tokens.append(token)
         last = events[-1]
         if isinstance(last, Failed):
@@ -165,5 +189,14 @@ class EngineMachine(RuleBasedStateMachine):
             assert len(tokens) - len(request.prompt) == request.max_tokens
 
 
+class DraftingMachine(EngineMachine):
+    """Answers repeat themselves, so that drafts are made, and come true in part."""
+
+    successor = staticmethod(mostly_a)
+    draft_rows = 12
+
+
 EngineMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+DraftingMachine.TestCase.settings = EngineMachine.TestCase.settings
 TestEngineMachine = EngineMachine.TestCase
+TestDraftingMachine = DraftingMachine.TestCase

@@ -8,14 +8,17 @@ import pytest
 
 from server.core.request import SamplingParams
 from server.engine.plan import DecodeCode, Rows, StepPlan
+from tests.factories import LoopHarness, make_limits, make_request
 from tests.llama.conftest import SCRIPTED
 from tests.llama.driving import GREEDY, prompt_of
-from tests.models import follow
+from tests.models import follow, successors, vocabulary
 
 pytestmark = pytest.mark.native
 
 PROMPT = prompt_of(1, 20)
 WANTED = follow(SCRIPTED, PROMPT[-1], 40)
+HOT = 2.2
+"""At which the scripted model leaves its rounds now and then."""
 layouts = pytest.mark.parametrize("layout", ["unified", "split"])
 SAMPLERS = [
     GREEDY,
@@ -149,3 +152,78 @@ def test_a_sampler_that_fails_within_a_draft_ends_it(make_driver):
     assert samples[2].error is not None
     assert calls == [0, 1, 2]
     assert backend.cells(0) == driver.native_cells(0) == held + 3
+
+
+def cycles() -> list[list[int]]:
+    """The scripted model's rounds of 8 to 60 ordinary tokens, which it goes for ever."""
+    following, eog = successors(SCRIPTED), vocabulary(SCRIPTED).id_of(b"<|im_end|>")
+    found, seen = [], set()
+    for token in range(len(following)):
+        if token not in seen:
+            around = [token]
+            while (after := following[around[-1]]) != token:
+                around.append(after)
+            seen.update(around)
+            if 8 <= len(around) <= 60 and eog not in around:
+                found.append(around)
+    return found
+
+
+def serve(
+    make_driver: Any, layout: str, requests: Any, **params: Any
+) -> tuple[list[list[int]], Any]:
+    """Answer `requests` by the engine's own loop, on a machine where rows cost little."""
+    backend = make_driver(SCRIPTED, layout=layout, n_ctx=1024, **params).backend
+    limits = make_limits(
+        slots=4,
+        n_ctx=1024,
+        max_rows=256,
+        prefill_rows=64,
+        prefill_rows_decoding=32,
+        draft_rows=params["draft_rows"],
+    )
+    harness = LoopHarness(limits, real=backend, cost=lambda plan: 0.01 + 1e-5 * plan.draft_rows)
+    for request in requests:
+        harness.submit(request)
+    harness.run()
+    return [harness.tokens(request.request_id) for request in requests], harness.scheduler
+
+
+@layouts
+def test_served_text_that_repeats_equals_what_the_script_says(make_driver, layout):
+    around = cycles()[0]
+    prompts = [
+        around[:6],
+        [*prompt_of(2, 30), *around[3:8]],
+        [*around * 3, 7, *around[:4]],
+        prompt_of(4, 9),
+    ]
+    requests = [
+        make_request(prompt, 200, sampling=GREEDY, ignore_eos=True)
+        for prompt in (*prompts, [*around * 3, around[0]])
+    ]
+    said, scheduler = serve(make_driver, layout, requests, draft_rows=16)
+    assert said == [follow(SCRIPTED, request.prompt[-1], 200) for request in requests]
+    assert scheduler.counters["accepted"] > 300
+    if layout == "unified":
+        assert scheduler.counters["accepted"] > 0.9 * scheduler.counters["drafted"]
+
+
+@layouts
+def test_the_same_seed_says_the_same_with_and_without_drafts(make_driver, layout):
+    """Hot enough to leave the round again and again."""
+    around = cycles()[0]
+    requests = [
+        make_request(
+            around[:number],
+            300,
+            sampling=SamplingParams(temperature=HOT, seed=number),
+            ignore_eos=True,
+        )
+        for number in range(1, 5)
+    ]
+    plain, _ = serve(make_driver, layout, requests, draft_rows=0)
+    drafted, scheduler = serve(make_driver, layout, requests, draft_rows=16)
+    assert drafted == plain
+    assert scheduler.counters["drafted"] > scheduler.counters["accepted"] > 100
+    assert len({token for said in plain for token in said}) > len(around)

@@ -102,6 +102,7 @@ class Plan:
     kv_type: str
     kv_layout: str
     n_ubatch: int
+    draft_rows: int
     flash_attention: bool
     estimated: bool
     """Whether compute buffers are an estimate with a margin, not a replay of llama.cpp's own."""
@@ -180,7 +181,12 @@ class Planner:
             kv_type="f16" if wishes.kv_type == "auto" else wishes.kv_type,
             n_gpu_layers=min(int(layers), self.all_layers),
             n_cpu_moe=0 if wishes.n_cpu_moe == "auto" else wishes.n_cpu_moe,
+            draft_rows=0 if self._drafts_nothing(wishes) else wishes.draft_rows,
         )
+
+    def _drafts_nothing(self, wishes: Wishes) -> bool:
+        """Whether a draft could not be forgotten (recurrent memories), or graphs have one row."""
+        return wishes.n_ubatch == 1 or any(layer.recurrent for layer in self.shape.layers)
 
     def plan(self, wishes: Wishes) -> Plan:
         """Work out one configuration. Raises `ConfigError` for wishes that contradict each other."""
@@ -261,6 +267,7 @@ class Planner:
             kv_type=wishes.kv_type,
             kv_layout="unified" if layout.unified else "split",
             n_ubatch=wishes.n_ubatch,
+            draft_rows=wishes.draft_rows,
             flash_attention=run.flash,
             estimated=not is_replayed(shape),
         )
