@@ -19,6 +19,7 @@ from server.assembly.machine import host_cache, machine_memory, refuse_cpu_build
 from server.assembly.pulse import crash_record
 from server.assembly.routes import prepare_routes
 from server.assembly.sizing import Sized, budget_of, grouped, sized
+from server.assembly.tuning.applying import tuned
 from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
 from server.core.clock import Clock
@@ -80,7 +81,7 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
     names = wanted(settings, fetch)
     on_gpu = any(one.model.n_gpu_layers != 0 for one in names)
     memory = machine_memory(settings, gpu_wanted=on_gpu, page=page)
-    contexts = sized(grouped(names, memory), memory)
+    contexts, _ = tuned(sized(grouped(names, memory), memory), memory, settings.tuned_dir)
     planned = sum(one.footprint.cpu for one in contexts)
     prefixes = HostBudget(host_cache(settings, memory, planned))
     admission = Line(line_limits(settings.gateway), clock)

@@ -21,6 +21,7 @@ from server.cli import (
     serve,
     show,
     stop,
+    tune,
     version,
 )
 from server.cli import list as list_models
@@ -40,6 +41,7 @@ COMMANDS = (
     ps,
     stop,
     keys,
+    tune,
     bench,
     check_config,
     version,

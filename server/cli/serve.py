@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
 
     from server.assembly import serve
 
-    return serve(settings, lambda text: _fetch(text, settings), inherited, read)
+    return serve(settings, lambda text: fetch(text, settings), inherited, read)
 
 
 def _overrides(options: argparse.Namespace) -> list[Override]:
@@ -168,7 +168,7 @@ def _is_path(model: Path) -> bool:
     return model.exists() or model.suffix.lower() == ".gguf" or served_name(model) is not None
 
 
-def _fetch(text: str, settings: Settings) -> Path:
+def fetch(text: str, settings: Settings) -> Path:
     """Return the file that `text` means; a catalogue name or hub reference may be downloaded."""
     path = Path(text).expanduser()
     if _is_path(path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
+from server.catalog.file_sample import file_sample
 from server.catalog.gguf_split import part_paths
 from server.catalog.plan import Allocated
 from server.core.errors import ConfigError, ModelFileError
@@ -47,6 +47,8 @@ class LoadedModel:
     context: Address
     allocated: Allocated
     """What the load took, by llama.cpp's own log."""
+    owns_weights: bool = True
+    """Whether the weights end with the context."""
 
 
 def load_model(
@@ -59,14 +61,20 @@ def load_model(
     Raises `ModelFileError` or `ConfigError` with llama.cpp's own last error.
     """
     library.log.clear()
-    model = _load_weights(library, params, progress)
+    model = load_weights(library, params, progress)
     try:
         refuse_non_decoders(library, model)
-        context = _make_context(library, model, params)
+        return replace(context_on(library, model, params), owns_weights=True)
     except BaseException:
         library.model_free(model)
         raise
-    loaded = LoadedModel(library, model, context, parse_allocated(library.log.sizes()))
+
+
+def context_on(library: Library, model: Address, params: LlamaParams) -> LoadedModel:
+    """Make a context, and what belongs to it, over weights that outlive it. Raises as `load_model`."""
+    context = _make_context(library, model, params)
+    allocated = parse_allocated(library.log.sizes())
+    loaded = LoadedModel(library, model, context, allocated, owns_weights=False)
     try:
         attach_adapter(library, loaded, params)
     except BaseException:
@@ -85,9 +93,10 @@ def _make_context(library: Library, model: Address, params: LlamaParams) -> Addr
     return context
 
 
-def _load_weights(
+def load_weights(
     library: Library, params: LlamaParams, progress: Callable[[float], None]
 ) -> Address:
+    """Load the file alone; whoever asks for it frees it. Raises as `load_model`."""
     failure: list[BaseException] = []
 
     def report(fraction: float, _data: object) -> bool:
@@ -192,9 +201,10 @@ def _context_params(library: Library, params: LlamaParams) -> ContextParams:
 
 
 def free_model(loaded: LoadedModel) -> None:
-    """Free context, then model, and give the heap's free pages back to the system."""
+    """Free context, then weights where they are its own, and give the heap's free pages back to the system."""
     loaded.library.free(loaded.context)
-    loaded.library.model_free(loaded.model)
+    if loaded.owns_weights:
+        loaded.library.model_free(loaded.model)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -258,17 +268,8 @@ def fingerprint(params: LlamaParams) -> str:
     digest = hashlib.blake2b(digest_size=5)
     digest.update(f"{PINNED_VERSION}/{params.kv_type}/{params.value_type}/".encode())
     for part in part_paths(params.path):
-        digest.update(_file_sample(part))
+        digest.update(file_sample(part))
     if params.adapter is not None:
         digest.update(f"/{params.adapter_scale!r}/".encode())
-        digest.update(_file_sample(params.adapter))
+        digest.update(file_sample(params.adapter))
     return f"fp_{digest.hexdigest()}"
-
-
-def _file_sample(path: Path, span: int = 1 << 20) -> bytes:
-    """Size, first and last `span` bytes of a file: tells apart what differs in header or last tensors, in no time."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(span)
-        file.seek(max(0, size - span))
-        return str(size).encode() + head + file.read(span)

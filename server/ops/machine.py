@@ -1,7 +1,8 @@
-"""System memory that this process can still get, and what its CPU can do."""
+"""System memory that this process can still get, and what its CPU is and can do."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 _SYSTEM = Path("/")
@@ -25,6 +26,15 @@ def cpu_flags(root: Path = _SYSTEM) -> frozenset[str]:
         if name.strip() in ("flags", "Features"):
             return frozenset(rest.split())
     return frozenset()
+
+
+def cpu_name(root: Path = _SYSTEM) -> str:
+    """Return what /proc/cpuinfo calls the model; elsewhere the kind of processor."""
+    for line in _lines(root / "proc/cpuinfo"):
+        name, _, rest = line.partition(":")
+        if name.strip() in ("model name", "Model"):
+            return rest.strip()
+    return platform.machine()
 
 
 def _meminfo(root: Path) -> int | None:

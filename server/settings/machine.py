@@ -20,6 +20,12 @@ def physical_cores(root: Path = _SYSTEM) -> int:
     return max(1, min(len(cores), quota) if quota else len(cores))
 
 
+def logical_cpus(root: Path = _SYSTEM) -> int:
+    """CPUs that this process may use, hyper-threads counted as well, at least 1."""
+    allowed, quota = len(_allowed_cpus()), _quota(root)
+    return max(1, min(allowed, quota) if quota else allowed)
+
+
 def _allowed_cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))

@@ -46,6 +46,11 @@ def written(field: FieldInfo, value: Any) -> str:
         return ", ".join(value) or "{}"
     if isinstance(value, tuple):
         return ", ".join(value) or "[]"
+    return text_of(value)
+
+
+def text_of(value: Any) -> str:
+    """A plain value as a YAML scalar."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

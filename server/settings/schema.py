@@ -295,6 +295,11 @@ class Settings(Section):
     server: ServerSettings = Field(default_factory=ServerSettings, description="HTTP")
     logging: LoggingSettings = Field(default_factory=LoggingSettings, description="logs")
 
+    @property
+    def tuned_dir(self) -> Path:
+        """Where `onegpu tune` keeps its profiles."""
+        return self.data_dir / "tuned"
+
     @model_validator(mode="after")
     def _check_sections(self) -> Self:
         if conflicts := list(guard_conflicts(self.gateway.gpu_guard, self.memory.reserve)):

@@ -227,7 +227,7 @@ def test_version(capsys) -> None:
 
 def test_help_and_checks_import_nothing_heavy(tmp_path) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text("", encoding="utf-8")
+    config.write_text(f"data_dir: {tmp_path}\n", encoding="utf-8")
     script = (
         "import sys; from server.cli.main import main\n"
         f"assert main(['check-config', {str(config)!r}]) == 0\n"

@@ -1,0 +1,61 @@
+"""What is tried, in the order of what it may bring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.assembly.sizing import Sized
+from server.settings.machine import logical_cpus, physical_cores
+
+Changes = Mapping[str, Any]
+"""Setting → value: `engine.n_ubatch`, `model.extra_buffers`, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One setting with another value."""
+
+    setting: str
+    value: int | str | bool
+
+
+def candidates(sized: Sized, *, on_card: bool) -> Iterator[Candidate]:
+    """Yield what is worth trying for a context with default settings; explicit ones are left alone."""
+    engine, sizes, plan = sized.group.engine, sized.sizes, sized.plan
+    whole = on_card and plan.n_gpu_layers >= plan.n_layers
+    yield from _of("engine.n_ubatch", (1024, 2048) if on_card else (256, 1024, 128))
+    split = engine.kv_layout == "split"
+    if sizes.kv_cells == sizes.slots * sizes.n_ctx:
+        yield Candidate("engine.kv_layout", "unified" if split else "split")
+    yield from _of("engine.threads", _threads(whole=whole))
+    yield from _of(
+        "engine.threads_batch", (logical_cpus(),) if logical_cpus() != physical_cores() else ()
+    )
+    if on_card and not whole:
+        yield from _of("model.n_gpu_layers", (plan.n_gpu_layers * 3 // 4, 0))
+    if not on_card:
+        yield Candidate("model.extra_buffers", value=False)
+    if sizes.kv_type in ("f16", "bf16", "f32"):
+        yield Candidate("engine.flash_attention", "off")
+
+
+def is_explicit(sized: Sized, setting: str) -> bool:
+    """Whether somebody has set it: then it is theirs."""
+    section, _, name = setting.partition(".")
+    group = sized.group
+    written = group.engine if section == "engine" else group.model
+    return name in written.model_fields_set
+
+
+def _of(setting: str, values: tuple[int, ...]) -> Iterator[Candidate]:
+    yield from (Candidate(setting, value) for value in dict.fromkeys(values))
+
+
+def _threads(*, whole: bool) -> tuple[int, ...]:
+    """Numbers of threads beside the default; with all layers on a card they have little to do."""
+    cores, cpus = physical_cores(), logical_cpus()
+    fewer = (cores - 1, cores * 3 // 4) if cores >= 4 else ()
+    tried = (1, cores // 2) if whole else (cpus, *fewer)
+    return tuple(n for n in dict.fromkeys(tried) if n >= 1 and n != cores)

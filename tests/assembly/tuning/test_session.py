@@ -1,0 +1,179 @@
+"""What is tried beside what, what is taken, and what becomes of time and failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server.assembly.sizing import Sized, grouped, sized
+from server.assembly.tuning.session import Outcome, Session, Trial
+from server.assembly.wanted import wanted
+from server.catalog.plan import Memory
+from server.engine.trial import Rates, TrialFailed, Workload
+from server.llama.params import LlamaParams
+from server.settings import Settings
+from tests.factories import FakeClock
+from tests.models import ModelSpec, write_model
+
+MEMORY = Memory(cpu_available=2**40)
+Model = Callable[[LlamaParams], float]
+
+
+class Bench:
+    """Answers with `model`'s figure for everything; a run takes `seconds`."""
+
+    def __init__(self, clock: FakeClock, model: Model, seconds: float = 2.0) -> None:
+        self.clock, self.model, self.seconds = clock, model, seconds
+        self.asked: list[LlamaParams] = []
+        self.works: list[Workload] = []
+
+    def run(self, params: LlamaParams, work: Workload, limit: float) -> Rates:
+        self.asked.append(params)
+        self.works.append(work)
+        self.clock.now += self.seconds
+        rate = self.model(params)
+        return Rates(10 * rate, 10 * rate, rate, rate)
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.trials: list[Trial] = []
+        self.left: list[float] = []
+
+    def doing(self, what: str, left: float) -> None:
+        self.left.append(left)
+
+    def tried(self, trial: Trial) -> None:
+        self.trials.append(trial)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("m") / "m.gguf", ModelSpec())
+
+
+def context(path: Path, **engine: object) -> Sized:
+    document = {"model": {"path": path}, "engine": {"n_ctx": 512, **engine}}
+    names = wanted(Settings.model_validate(document), Path)
+    (one,) = sized(grouped(names, MEMORY), MEMORY)
+    return one
+
+
+def tune(base: Sized, bench: Bench, seconds: float = 280) -> Outcome:
+    return Session(base, MEMORY, bench, Watcher(), bench.clock).run(seconds)
+
+
+def verdicts(outcome: Outcome) -> dict[tuple[str, object], str]:
+    return {(t.candidate.setting, t.candidate.value): t.verdict for t in outcome.trials}
+
+
+def test_what_is_better_is_taken_beside_the_best_so_far_and_confirmed_beside_the_defaults(path):
+    base = context(path)
+    bench = Bench(
+        FakeClock(), lambda p: 100 + 10 * (p.n_ubatch == 256) + 10 * (not p.extra_buffers)
+    )
+    outcome = tune(base, bench)
+    assert outcome.settings == {"engine.n_ubatch": 256, "model.extra_buffers": False}
+    assert outcome.verdict == "confirmed"
+    assert outcome.confirmed is not None
+    assert outcome.confirmed.gain == pytest.approx(0.2)
+    # Calibration, then A B A B each time; what has been taken is what the next one is held against.
+    first = [params.n_ubatch for params in bench.asked[2:6]]
+    second = [params.n_ubatch for params in bench.asked[6:10]]
+    last = [(params.n_ubatch, params.extra_buffers) for params in bench.asked[-4:]]
+    assert first == [512, 256, 512, 256]
+    assert second == [256, 1024, 256, 1024]
+    assert last == [(512, True), (256, False), (512, True), (256, False)]
+
+
+def test_a_difference_within_the_noise_keeps_the_defaults(path):
+    rates = iter([100, 100, *([100, 104, 103, 104] * 20)])
+    outcome = tune(context(path), Bench(FakeClock(), lambda _params: next(rates)))
+    assert outcome.settings == {}
+    assert {trial.verdict for trial in outcome.trials} == {"not better beyond the noise"}
+    assert outcome.verdict == "nothing was better than the defaults"
+
+
+def test_a_profile_that_is_not_better_again_is_dropped(path):
+    bench = Bench(FakeClock(), lambda p: 100 + 10 * (p.n_ubatch == 256) * (len(bench.asked) < 20))
+    outcome = tune(context(path), bench)
+    assert verdicts(outcome)["engine.n_ubatch", 256] == "taken"
+    assert outcome.settings == {}
+    assert outcome.verdict == "the profile was not better than the defaults when it was confirmed"
+
+
+def test_a_candidate_that_does_not_run_has_lost_and_the_others_are_tried(path):
+    def model(params: LlamaParams) -> float:
+        if params.n_ubatch == 256:
+            raise TrialFailed("out of memory")
+        return 100 + 10 * (params.n_ubatch == 1024)
+
+    outcome = tune(context(path), Bench(FakeClock(), model))
+    assert verdicts(outcome)["engine.n_ubatch", 256] == "does not run: out of memory"
+    assert outcome.settings == {"engine.n_ubatch": 1024}
+
+
+def test_without_the_defaults_there_is_nothing_to_compare_with(path):
+    def model(_params: LlamaParams) -> float:
+        raise TrialFailed("out of memory")
+
+    with pytest.raises(TrialFailed, match="out of memory"):
+        tune(context(path), Bench(FakeClock(), model))
+
+
+def test_what_is_set_is_left_alone(path):
+    bench = Bench(FakeClock(), lambda _params: 100.0)
+    outcome = tune(context(path, n_ubatch=64, kv_layout="unified"), bench)
+    settings = {trial.candidate.setting for trial in outcome.trials}
+    assert settings == {"model.extra_buffers", "engine.flash_attention"} | (
+        settings & {"engine.threads", "engine.threads_batch"}
+    )
+    assert {params.n_ubatch for params in bench.asked} == {64}
+
+
+def test_the_split_layout_has_to_bring_more_because_it_shares_nothing(path):
+    base = context(path)
+
+    def told(rate: float) -> str:
+        bench = Bench(FakeClock(), lambda p: 100.0 if p.unified else rate)
+        return verdicts(tune(base, bench))["engine.kv_layout", "split"]
+
+    assert told(108) == "better by less than 10%, and slots would share no prefixes"
+    assert told(112) == "taken"
+
+
+def test_a_gain_that_one_figure_pays_for_is_not_taken(path):
+    class Uneven(Bench):
+        def run(self, params: LlamaParams, work: Workload, limit: float) -> Rates:
+            super().run(params, work, limit)
+            plain = not params.extra_buffers
+            return Rates(300.0 if plain else 100.0, 100, 90 if plain else 100, 100)
+
+    outcome = tune(context(path), Uneven(FakeClock(), lambda _params: 1.0))
+    assert verdicts(outcome)["model.extra_buffers", False] == "costs single"
+
+
+def test_time_is_kept_for_the_confirmation_and_never_exceeded_by_much(path):
+    clock = FakeClock()
+    bench = Bench(clock, lambda p: 100 + 10 * (p.n_ubatch == 256), seconds=10.0)
+    begin = clock.now
+    outcome = tune(context(path), bench, seconds=130)
+    assert clock.now - begin <= 130
+    assert outcome.settings == {"engine.n_ubatch": 256}
+    assert "no time was left" in verdicts(outcome).values()
+
+
+def test_a_machine_that_becomes_slow_does_not_make_it_longer(path):
+    clock = FakeClock()
+
+    def model(params: LlamaParams) -> float:
+        clock.now += 40 if len(bench.asked) > 4 else 0
+        return 100 + 10 * (params.n_ubatch == 256)
+
+    bench = Bench(clock, model, seconds=1.0)
+    begin = clock.now
+    outcome = tune(context(path), bench, seconds=100)
+    assert clock.now - begin < 100 + 41
+    assert outcome.settings == {}
