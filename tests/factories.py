@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from server.core.errors import GenerationFailed
@@ -138,6 +139,10 @@ class ScriptedBackend:
         self.open_slots: dict[int, GenerationRequest] = {}
         self.owners: list[list[tuple[str, bool]]] = [[] for _ in range(limits.slots)]
         """Slot → for whom its cells were computed or taken over, and whether they are public there."""
+        self.draws: dict[int, Iterator[int]] = {}
+        """Slot → what its sampler adds to each token; it goes on with every draw."""
+        self.aside: dict[str, Iterator[int]] = {}
+        """The same of requests that have no slot for a while."""
         self.plans: list[StepPlan] = []
         self.fail_open: set[str] = set()
         self.fail_sample: dict[str, int] = {}
@@ -165,6 +170,8 @@ class ScriptedBackend:
         self.cells[slot] = self.cells[source][:cells]
         self.places[slot] = self.places[source][:cells]
         self.owners[slot] = self.owners[source][:cells]
+        if slot in self.open_slots:
+            self._own(slot, self.open_slots[slot])
 
     def state_bytes(self, slot: int) -> int:
         return state_size(len(self.cells[slot]))
@@ -190,16 +197,29 @@ class ScriptedBackend:
 
     def open(self, slot: int, request: GenerationRequest) -> None:
         self.close(slot)
+        self._own(slot, request)
+        if request.request_id in self.fail_open:
+            raise ValueError("no such sampler")
+        self.open_slots[slot] = request
+        kept = self.aside.pop(request.request_id, None)
+        self.draws[slot] = draws_of(request) if kept is None else kept
+
+    def _own(self, slot: int, request: GenerationRequest) -> None:
+        """A slot's cells are a request's now, if they may be."""
         for place, (scope, public) in enumerate(self.owners[slot]):
             shared = public and place < request.public_tokens
             assert shared or scope == request.cache_scope, "another's cells"
         self.owners[slot] = _owners(request, 0, len(self.cells[slot]))
-        if request.request_id in self.fail_open:
-            raise ValueError("no such sampler")
-        self.open_slots[slot] = request
 
     def close(self, slot: int) -> None:
         self.open_slots.pop(slot, None)
+
+    def set_aside(self, slot: int, request_id: str) -> None:
+        assert self.open_slots.pop(slot).request_id == request_id
+        self.aside[request_id] = self.draws.pop(slot)
+
+    def forget(self, request_id: str) -> None:
+        del self.aside[request_id]
 
     def decode(self, plan: StepPlan) -> StepResult:
         number = len(self.plans)
@@ -277,7 +297,29 @@ class ScriptedBackend:
             self.fail_sample[request.request_id] = left - 1
             if left == 0:
                 return Sample(0, error=GenerationFailed("the sampler failed"))
-        return Sample(self.successor(self.cells[slot]))
+        return Sample(_drawn(self.successor(self.cells[slot]), self.draws[slot]))
+
+
+def draws_of(request: GenerationRequest) -> Iterator[int]:
+    """What the sampler of a request adds to the script's tokens, one after the other; nothing without a seed."""
+    if request.sampling.seed is None:
+        return itertools.repeat(0)
+    generator = random.Random(request.sampling.seed)
+    return iter(lambda: generator.randrange(95), None)
+
+
+def _drawn(token: int, draws: Iterator[int]) -> int:
+    return 32 + (token - 32 + next(draws)) % 95 if 32 <= token < 127 else token
+
+
+def answer_of(
+    request: GenerationRequest, successor: Callable[[Sequence[int]], int] = hashed_successor
+) -> list[int]:
+    """Say the tokens that a request gets to its `max_tokens`, whatever runs beside it."""
+    tokens, draws = list(request.prompt), draws_of(request)
+    for _ in range(request.max_tokens):
+        tokens.append(_drawn(successor(tokens), draws))
+    return tokens[len(request.prompt) :]
 
 
 def _owners(request: GenerationRequest, start: int, end: int) -> list[tuple[str, bool]]:

@@ -104,6 +104,12 @@ class Paced:
     def close(self, slot: int) -> None:
         """Do nothing."""
 
+    def set_aside(self, slot: int, request_id: str) -> None:
+        """Do nothing."""
+
+    def forget(self, request_id: str) -> None:
+        """Do nothing."""
+
     def decode(self, plan: StepPlan) -> StepResult:
         """Take the time that computing would."""
         time.sleep(self._step + plan.prefill_rows * self._row)

@@ -178,6 +178,7 @@ class InProcessEngine:
             step_seconds=engine.step_seconds,
             last_step=engine.last_progress,
             held=engine.held,
+            preempted=scheduler.preempted if scheduler is not None else 0,
             host_bytes=engine.memory.nbytes if engine.memory is not None else 0,
             host_entries=len(engine.memory) if engine.memory is not None else 0,
         )

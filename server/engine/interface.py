@@ -143,7 +143,18 @@ class Backend(Protocol):
         ...
 
     def open(self, slot: int, request: GenerationRequest) -> None:
-        """Make the sampler of `slot`. Any exception fails this request alone."""
+        """Make the sampler of `slot`, or go on with the one that was set aside for this request.
+
+        Any exception fails this request alone.
+        """
+        ...
+
+    def set_aside(self, slot: int, request_id: str) -> None:
+        """Keep the sampler of `slot` with all that it remembers, for the request's next `open`, in whichever slot."""
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """Free a sampler that was set aside; harmless when there is none."""
         ...
 
     def close(self, slot: int) -> None:
@@ -217,6 +228,8 @@ class EngineStatus:
     """Monotonic time at which the last step ended."""
     held: bool = False
     """Nothing that waits gets a slot; see `Engine.hold`."""
+    preempted: int = 0
+    """Requests that have begun, gave up their slot to a better class and wait for one again."""
     host_bytes: int = 0
     """Host memory that holds prefixes."""
     host_entries: int = 0

@@ -17,7 +17,7 @@ from server.engine.interface import Backend, BackendLoader, EngineState
 from server.engine.limits import SchedulerLimits
 from server.engine.pace import Work
 from server.engine.parking import Parking
-from server.engine.plan import Admission, Copy, DecodeCode, Park, Restore
+from server.engine.plan import Admission, Copy, DecodeCode, Park, Restore, Suspension
 from server.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class EngineLoop:
         scheduler = self.scheduler
         if self._inbox or scheduler is None:
             return bool(self._inbox)
-        return bool(scheduler.running) if self.held else scheduler.has_work
+        begun = bool(scheduler.running or scheduler.preempted)
+        return begun if self.held else scheduler.has_work
 
     def submit(self, request: GenerationRequest) -> None:
         """Any thread: hand in a request. Its outcome comes through `publish`."""
@@ -191,6 +192,8 @@ class EngineLoop:
                 case Restore():
                     if parking is not None:
                         scheduler.restored(edit.slot, parking.restore(edit))
+                case Suspension():
+                    backend.set_aside(edit.slot, edit.request_id)
                 case _:
                     backend.truncate(edit.slot, edit.keep)
                     if isinstance(edit, Admission):
@@ -214,6 +217,8 @@ class EngineLoop:
     def _close_finished(self, scheduler: Scheduler, backend: Backend) -> None:
         for slot in scheduler.take_closed():
             backend.close(slot)
+        for request_id in scheduler.take_forgotten():
+            backend.forget(request_id)
 
     def _drain(self, scheduler: Scheduler) -> None:
         now = self._clock.monotonic()
@@ -236,7 +241,7 @@ class EngineLoop:
 
         Clearing before waiting would lose a wake-up.
         """
-        due = math.inf if self.scheduler is None else self.scheduler.next_deadline
+        due = math.inf if self.scheduler is None else self.scheduler.waiting.next_deadline
         left = due - self._clock.monotonic()
         self._wake.wait(None if left == math.inf else max(0.0, left))
         self._wake.clear()

@@ -25,6 +25,14 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspension:
+    """A sequence leaves `slot` for a while: its sampler is set aside for the request's next `Admission`."""
+
+    slot: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Truncation:
     """Cells of `slot` at positions ≥ `keep` go: for room, or to redo what a failed step left."""
 
@@ -63,7 +71,7 @@ class Restore:
 
 
 MemoryEdit = Truncation | Copy | Park | Restore
-Edit = Admission | MemoryEdit
+Edit = Admission | Suspension | MemoryEdit
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from operator import attrgetter
 
-from server.core.errors import GenerationFailed, OnegpuError, QueueTimeout
+from server.core.errors import OnegpuError, QueueTimeout
 from server.core.events import Delta, Event, Failed, Finished, FinishReason, Started
 from server.core.request import GenerationRequest
 from server.engine.detokenizer import Detokenizer
@@ -28,21 +28,18 @@ from server.engine.plan import (
     Sample,
     StepPlan,
     StepResult,
+    Suspension,
     Truncation,
 )
+from server.engine.preemption import Preemption
 from server.engine.prefill import prefill_budget, prefill_rows
+from server.engine.recovery import EngineFailure, Recovery
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.sharing import Followers
 from server.engine.slots import Placement, SlotPool
 from server.engine.speculation import Speculation
 from server.engine.taking import take
 from server.engine.waitlist import Waitlist
-
-NO_CELLS_RETRIES = 4
-
-
-class EngineFailure(RuntimeError):
-    """Decode calls keep failing: the context cannot be trusted any more."""
 
 
 class Scheduler:
@@ -79,18 +76,20 @@ class Scheduler:
         self._speculation: Speculation | None = None
         if limits.draft_rows and partial_removal:
             self._speculation = Speculation(limits, self.pace, tokenizer.eog, self.counters)
+        self._preemption = Preemption(self.pool)
+        self._recovery = Recovery(
+            self.pool, self.counters, self.fail, partial_removal=partial_removal
+        )
+        self.preempted = 0
+        """Sequences that have begun and wait for a slot again."""
         self._pieces = tokenizer.pieces
         self._eog = tokenizer.eog
-        self._partial_removal = partial_removal
         self._by_id: dict[str, Sequence] = {}
         self._events: list[tuple[str, Event]] = []
         self._closed: list[int] = []
+        self._forgotten: list[str] = []
         self._edits: list[MemoryEdit] = []
-        self.next_deadline = float("inf")
-        """No waiting sequence's deadline is before it."""
         self._admitted = 0
-        self._no_cells = 0
-        self._failures = 0
 
     @property
     def has_work(self) -> bool:
@@ -108,8 +107,6 @@ class Scheduler:
         sequence = Sequence(request, Detokenizer(self._pieces, request.stop), now)
         self._by_id[request.request_id] = sequence
         self.waiting.add(sequence)
-        if request.deadline is not None:
-            self.next_deadline = min(self.next_deadline, request.deadline)
 
     def abort(self, request_id: str, now: float) -> None:
         """End a request because nobody wants it; a no-op when it is not here any more."""
@@ -137,6 +134,11 @@ class Scheduler:
         closed, self._closed = self._closed, []
         return closed
 
+    def take_forgotten(self) -> list[str]:
+        """Hand over the requests whose samplers were set aside and will not be wanted any more."""
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
+
     # A step
 
     def admit(self, now: float, *, held: bool = False) -> Iterator[Edit]:
@@ -145,15 +147,18 @@ class Scheduler:
         Each edit has to be carried out before the next one is asked for: what follows depends on whether a prefix
         could be restored (`restored`) and a sampler made (`fail`).
         """
-        if now >= self.next_deadline:
-            self._expire(now)
+        self._expire(now)
         edits, self._edits = self._edits, []
         yield from edits
         yield from self._followers.advance()
         slots, acquire = self.limits.slots, self.pool.acquire
-        most = 0 if held else slots
-        while len(self.running) < most and (found := self.waiting.take(acquire, slots)):
+        if held:
+            yield from self._resume(now)
+            return
+        while len(self.running) < slots and (found := self.waiting.take(acquire, slots)):
             yield from self._enter(*found, now)
+        if self.waiting and self.running:
+            yield from self._preempt(now)
 
     def restored(self, slot: int, cells: int) -> None:
         """Take what came of the last `Restore`: `cells` are there. What is missing is computed."""
@@ -174,11 +179,11 @@ class Scheduler:
                 prefilling.append(sequence)
         decode_rows = len(rows)
         if prefilling:
-            budget = prefill_budget(self.limits, decode_rows, self._no_cells)
+            budget = prefill_budget(self.limits, decode_rows, self._recovery.no_cells)
             rows += prefill_rows(prefilling, budget)
             rows.sort(key=attrgetter("slot"))
         draft_rows = 0
-        if self._speculation is not None and not self._no_cells:
+        if self._speculation is not None and not self._recovery.no_cells:
             draft_rows = self._speculation.extend(rows, decoding)
         if not rows:  # the one whom all others wait for has just failed
             return None
@@ -189,9 +194,9 @@ class Scheduler:
         """Take a decode call's outcome. Raises `EngineFailure` when calls keep failing."""
         self.counters["steps"] += 1
         if result.code is not DecodeCode.OK:
-            self._recover(plan, result)
+            self._edits += self._recovery.failed(plan, result)
             return
-        self._no_cells = self._failures = 0
+        self._recovery.succeeded()
         self.counters["decode_rows"] += plan.decode_rows
         self.counters["prefill_rows"] += plan.prefill_rows
         self.counters["speculative_steps"] += plan.draft_rows > 0
@@ -210,11 +215,39 @@ class Scheduler:
 
     # Details
 
+    def _preempt(self, now: float) -> Iterator[Edit]:
+        """Let those who wait have the slots of worse classes; these wait again."""
+        while (found := self._preemption.next(self.waiting, self.running)) is not None:
+            sequence, victims = found
+            for victim in victims:
+                self.counters["preempted"] += 1
+                self.running.remove(victim)
+                self.pool.release(self.pool.slots[victim.slot])
+                victim.preempt()
+                self.waiting.put_back(victim)
+                self.preempted += 1
+                yield Suspension(victim.slot, victim.request.request_id)
+            # Those that followed a victim go on from what it has computed, before that makes room.
+            yield from self._followers.advance()
+            yield from self._enter_now(sequence, now)
+
+    def _resume(self, now: float) -> Iterator[Edit]:
+        """Let those go on that had begun."""
+        for sequence in [one for one in self.waiting if one.preempted]:
+            yield from self._enter_now(sequence, now)
+
+    def _enter_now(self, sequence: Sequence, now: float) -> Iterator[Edit]:
+        """Let one that waits have a slot whoever is next, if there is one."""
+        place = self.pool.acquire(sequence)
+        if place is not None:
+            self.waiting.take_out(sequence)
+            yield from self._enter(sequence, place, now)
+
     def _enter(self, sequence: Sequence, place: Placement, now: float) -> Iterator[Edit]:
         """Let a sequence run in the slot that was found; yield the memory edits that this takes."""
         index, match = place.slot.index, place.match
         sequence.slot = index
-        sequence.status, sequence.started_at = SequenceStatus.RUNNING, now
+        sequence.status = SequenceStatus.RUNNING
         self._admitted += 1
         sequence.turn = self._admitted
         self._followers.admit(sequence, match)
@@ -224,12 +257,18 @@ class Scheduler:
         self.running.sort(key=attrgetter("slot"))
         self.counters["evictions"] += sum(type(edit) is Truncation for edit in place.edits)
         yield from place.edits
-        keep = sequence.cached = sequence.computed
-        self.counters["prompt_tokens"] += sequence.prompt_length
-        self.counters["cached_tokens"] += keep
-        if place.missed is not None:
-            self.counters[f"prefix_missed_{place.missed}"] += 1
-        self._emit(sequence, Started(index, sequence.prompt_length, max(keep, match.awaited)))
+        keep = sequence.computed
+        if sequence.preemptions:
+            self.preempted -= 1
+            self.counters["resumed"] += 1
+            self.counters["recomputed_rows"] += max(0, sequence.stood - keep)
+        else:
+            sequence.started_at, sequence.cached = now, keep
+            self.counters["prompt_tokens"] += sequence.prompt_length
+            self.counters["cached_tokens"] += keep
+            if place.missed is not None:
+                self.counters[f"prefix_missed_{place.missed}"] += 1
+            self._emit(sequence, Started(index, sequence.prompt_length, max(keep, match.awaited)))
         yield Admission(index, keep, sequence.request)
 
     def _accept(self, sequence: Sequence, row: Rows, samples: list[Sample], now: float) -> int:
@@ -274,6 +313,9 @@ class Scheduler:
             self._closed.append(sequence.slot)
         else:
             self.waiting.remove(sequence)
+            if sequence.preempted:
+                self.preempted -= 1
+                self._forgotten.append(sequence.request.request_id)
         sequence.status = status
         del self._by_id[sequence.request.request_id]
         self._emit(sequence, event)
@@ -282,14 +324,7 @@ class Scheduler:
         self._events.append((sequence.request.request_id, event))
 
     def _expire(self, now: float) -> None:
-        deadlines = []
-        for sequence in list(self.waiting):
-            deadline = sequence.request.deadline
-            if deadline is None:
-                continue
-            if deadline > now:
-                deadlines.append(deadline)
-                continue
+        for sequence in self.waiting.overdue(now):
             waited = round(now - sequence.submitted_at, 2)
             self.fail(
                 sequence.request.request_id,
@@ -297,53 +332,3 @@ class Scheduler:
                     f"No slot became free within {waited:g} s. The server is busy; try later."
                 ),
             )
-        self.next_deadline = min(deadlines, default=float("inf"))
-
-    # When a decode call fails
-
-    def _recover(self, plan: StepPlan, result: StepResult) -> None:
-        self.counters[f"decode_{result.code.name.lower()}"] += 1
-        planned = [
-            sequence
-            for row in plan.rows
-            if (sequence := self.pool.slots[row.slot].sequence) is not None
-        ]
-        match result.code:
-            case DecodeCode.NO_CELLS:
-                self._make_room(planned)
-            case DecodeCode.INVALID:
-                error = GenerationFailed(
-                    "The engine refused its own batch, a bug in the server. Please report it."
-                )
-                for sequence in planned:
-                    self.fail(sequence.request.request_id, error)
-            case _:
-                self._failures += result.code is DecodeCode.FAILED
-                if self._failures > 1:
-                    message = "llama_decode failed twice in a row"
-                    raise EngineFailure(message)
-                self._resynchronise(planned, result.cells)
-
-    def _make_room(self, planned: list[Sequence]) -> None:
-        """Reservations make this impossible for known memories; never fail everyone for it.
-
-        First empty the idle slots, then try with half the prefill rows, at last fail the youngest.
-        """
-        self._no_cells += 1
-        evicted = self.pool.evict_idle()
-        self._edits += evicted
-        if evicted or self._no_cells <= NO_CELLS_RETRIES:
-            return
-        self._no_cells = 0
-        youngest = max(planned, key=attrgetter("turn"))
-        error = GenerationFailed(
-            "The KV cache has no room for this request although it was reserved. Try again."
-        )
-        self.fail(youngest.request.request_id, error)
-
-    def _resynchronise(self, planned: list[Sequence], cells: dict[int, int]) -> None:
-        """After a call that was cut short: count the cells there are, redo the last of each."""
-        for sequence in planned:
-            held = min(cells.get(sequence.slot, 0), len(sequence.tokens))
-            sequence.computed = max(0, held - 1) if self._partial_removal else 0
-            self._edits += self.pool.cut(self.pool.slots[sequence.slot])

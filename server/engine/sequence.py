@@ -39,11 +39,13 @@ class Sequence:
         "leader",
         "lookup",
         "overtaken",
+        "preemptions",
         "prompt_length",
         "request",
         "slot",
         "started_at",
         "status",
+        "stood",
         "submitted_at",
         "tokens",
         "turn",
@@ -56,7 +58,7 @@ class Sequence:
         self.tokens: list[int] = list(request.prompt)
         self.prompt_length = len(self.tokens)
         self.key = token_key(self.tokens)
-        """The prompt, for comparisons."""
+        """The prompt, for comparisons; all tokens of one that was preempted."""
         self.computed = 0
         self.cached = 0
         self.leader: Sequence | None = None
@@ -71,6 +73,10 @@ class Sequence:
         """Order of arrival among those that wait."""
         self.overtaken = 0
         """How many that came later got a slot first."""
+        self.preemptions = 0
+        """How often it gave up its slot."""
+        self.stood = 0
+        """Tokens that it had in the KV cache when it last did."""
         self.status = SequenceStatus.WAITING
         self.submitted_at = now
         self.started_at: float | None = None
@@ -97,9 +103,27 @@ class Sequence:
         return self.generated > 0 and len(self.tokens) - self.computed == 1
 
     @property
+    def running(self) -> bool:
+        """Whether it has a slot."""
+        return self.status is SequenceStatus.RUNNING
+
+    @property
     def finished(self) -> bool:
         """Whether its terminal event was given."""
         return self.status > SequenceStatus.RUNNING
+
+    @property
+    def preempted(self) -> bool:
+        """Whether it has begun and waits for a slot again."""
+        return self.status is SequenceStatus.WAITING and self.preemptions > 0
+
+    def preempt(self) -> None:
+        """Let it wait again, after its slot was released."""
+        self.status = SequenceStatus.WAITING
+        self.preemptions += 1
+        self.stood = max(self.stood, self.computed)
+        self.key = token_key(self.tokens)
+        self.computed, self.leader, self.awaited = 0, None, 0
 
     def usage(self) -> Usage:
         """Token counts until now."""

@@ -34,10 +34,10 @@ class Followers:
     def advance(self) -> Iterable[MemoryEdit]:
         """Hand over what leaders have computed; one that died leaves what it has, and its place, to the first."""
         edits: list[MemoryEdit] = []
-        self._waiting = [sequence for sequence in self._waiting if not sequence.finished]
+        self._waiting = [one for one in self._waiting if one.running and one.leader is not None]
         for sequence in list(self._waiting):
             leader = sequence.leader
-            if leader is not None and not leader.finished and leader.computed < sequence.awaited:
+            if leader is not None and leader.running and leader.computed < sequence.awaited:
                 continue
             match = self._pool.find(sequence)
             sequence.leader, sequence.awaited = match.leader, match.awaited

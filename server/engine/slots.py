@@ -217,21 +217,28 @@ class SlotPool:
     # Choosing
 
     def _find(self, sequence: Sequence, idle: list[Slot]) -> Match:
-        if not sequence.request.reuse_prefix:
+        if not sequence.request.reuse_prefix and not sequence.preempted:
             return Match()
         if self._sharing:
-            return find(self.slots, sequence, turn=float("inf"), align=self._align)
-        return find(idle, sequence, partial_removal=self._partial_removal, align=self._align)
+            # What has generated waits for nobody: no prompt is that long.
+            turn = 0 if sequence.generated else float("inf")
+            return find(self.slots, sequence, turn=turn, align=self._align_of(sequence))
+        align = self._align_of(sequence)
+        return find(idle, sequence, partial_removal=self._partial_removal, align=align)
+
+    def _align_of(self, sequence: Sequence) -> int:
+        """What a request keeps is a multiple of it. One that was preempted goes on with the row that was its next."""
+        return 1 if sequence.generated else self._align
 
     def _parked(self, sequence: Sequence, match: Match) -> tuple[Entry | None, int]:
         """Return a prefix in host memory that is worth fetching beside what the slots have, and its cells to keep."""
         host, request = self._host, sequence.request
-        if host is None or not request.reuse_prefix:
+        if host is None or not (request.reuse_prefix or sequence.preempted):
             return None, 0
         entry, common = host.find(request.cache_scope, sequence.key, request.public_tokens)
         if entry is None:
             return None, 0
-        align, partial = self._align, self._partial_removal
+        align, partial = self._align_of(sequence), self._partial_removal
         cells = reusable_tokens(sequence.key, entry.key, partial_removal=partial, align=align)
         if cells > common:  # what follows is another scope's
             cells = common // align * align if partial else 0
@@ -300,5 +307,5 @@ class SlotPool:
 
 def _computed_key(sequence: Sequence) -> bytes:
     """Return the key of the tokens that a sequence has in the KV cache."""
-    generated = sequence.tokens[sequence.prompt_length : sequence.computed]
+    generated = sequence.tokens[len(sequence.key) // TOKEN_BYTES : sequence.computed]
     return sequence.key[: sequence.computed * TOKEN_BYTES] + token_key(generated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import TypeVar
 
 from server.engine.sequence import Sequence
@@ -21,6 +22,8 @@ class Waitlist:
         """Start empty."""
         self._sequences: list[Sequence] = []
         self._arrivals = 0
+        self.next_deadline = inf
+        """Monotonic time; nobody's deadline for a slot is before it."""
 
     def __len__(self) -> int:
         """Count who waits."""
@@ -34,6 +37,29 @@ class Waitlist:
         """Let one wait."""
         self._arrivals += 1
         sequence.arrival = self._arrivals
+        insort(self._sequences, sequence, key=_rank)
+        deadline = sequence.request.deadline
+        if deadline is not None:
+            self.next_deadline = min(self.next_deadline, deadline)
+
+    def overdue(self, now: float) -> list[Sequence]:
+        """Return those who have had no slot by their deadline."""
+        if now < self.next_deadline:
+            return []
+        due, later = [], [inf]
+        for sequence in self._sequences:
+            deadline = sequence.request.deadline
+            if deadline is None or sequence.preemptions:
+                continue
+            if deadline > now:
+                later.append(deadline)
+            else:
+                due.append(sequence)
+        self.next_deadline = min(later)
+        return due
+
+    def put_back(self, sequence: Sequence) -> None:
+        """Let one wait again, as who came when it did."""
         insort(self._sequences, sequence, key=_rank)
 
     def remove(self, sequence: Sequence) -> None:
@@ -51,13 +77,17 @@ class Waitlist:
         for sequence in self._by_turn()[:depth]:
             found = acquire(sequence)
             if found is not None:
-                self._sequences.remove(sequence)
-                for other in self._sequences:
-                    other.overtaken += other.arrival < sequence.arrival
+                self.take_out(sequence)
                 return sequence, found
             if sequence.overtaken >= MOST_OVERTAKES:
                 break
         return None
+
+    def take_out(self, sequence: Sequence) -> None:
+        """Take out one that gets a slot now; those that came before it and wait were overtaken."""
+        self._sequences.remove(sequence)
+        for other in self._sequences:
+            other.overtaken += other.arrival < sequence.arrival
 
     def _by_turn(self) -> list[Sequence]:
         """Return those first that were overtaken too often, the oldest of them before the others."""

@@ -217,9 +217,15 @@ class Lane:
         return None if own is None or rest is None else own + rest
 
     def _wait_of(self, turn: Turn) -> float | None:
-        """Expected wait of one that the engine does not have; for slots that are free nobody waits."""
+        """Expected wait of one that the engine does not have; for slots that are free nobody waits.
+
+        The engine makes those free, too, that batch work has, for better classes.
+        """
         ahead = self._before(turn, waits=True)
-        free = max(0, self.slots - len(self._inside) + len(self._ahead))
+        running = [seat for seat in self._inside if seat.state is SeatState.STARTED]
+        if turn.priority is not Priority.BATCH:
+            running = [one for one in running if one.aged or one.priority is not Priority.BATCH]
+        free = max(0, self.slots - len(running))
         if len(ahead) < free:
             return 0.0
         return self._seconds(sorted(ahead, key=attrgetter("rank"))[free:])

@@ -47,6 +47,8 @@ class LlamaBackend:
         self._most_outputs = params.outputs
         self._cells = [0] * params.slots
         self._samplers: list[Sampler | None] = [None] * params.slots
+        self._aside: dict[str, Sampler] = {}
+        """By request id: of sequences that have no slot for a while."""
         self._source = SamplerSource(
             library=self._library,
             vocab=vocab_address,
@@ -141,12 +143,26 @@ class LlamaBackend:
         return self._cells[slot]
 
     def open(self, slot: int, request: GenerationRequest) -> None:
-        """Make the sampler of `slot`.
+        """Make the sampler of `slot`, or go on with the one that was set aside for this request.
 
         Raises `ValueError` for parameters that llama.cpp cannot take.
         """
         self.close(slot)
-        self._samplers[slot] = make_sampler(self._source, request)
+        kept = self._aside.pop(request.request_id, None)
+        self._samplers[slot] = kept or make_sampler(self._source, request)
+
+    def set_aside(self, slot: int, request_id: str) -> None:
+        """Keep a chain as it is, with its random state and what it looks back on, for the request's next `open`."""
+        sampler = self._samplers[slot]
+        if sampler is not None:
+            self._samplers[slot] = None
+            self._aside[request_id] = sampler
+
+    def forget(self, request_id: str) -> None:
+        """Free a sampler that was set aside; harmless when there is none."""
+        sampler = self._aside.pop(request_id, None)
+        if sampler is not None:
+            sampler.free()
 
     def close(self, slot: int) -> None:
         """Free the sampler of `slot`; harmless when there is none."""
@@ -188,6 +204,8 @@ class LlamaBackend:
         """Free samplers, context and model, in this order; harmless when repeated."""
         for slot in range(len(self._samplers)):
             self.close(slot)
+        for request_id in list(self._aside):
+            self.forget(request_id)
         self._source.dry.free()
         self._vocab.close()
         if self._context:

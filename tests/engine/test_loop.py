@@ -306,7 +306,7 @@ def test_two_failed_calls_in_a_row_kill_the_engine():
 
 def test_recurrent_memory_starts_over_after_a_call_that_was_cut_short():
     harness = LoopHarness(codes={2: DecodeCode.ABORTED})
-    harness.scheduler._partial_removal = False
+    harness.scheduler._recovery._partial_removal = False
     request = make_request("hello", 6)
     harness.submit(request)
     harness.run()

@@ -12,10 +12,13 @@ from hypothesis.stateful import (
 
 from server.core.errors import QueueTimeout
 from server.core.events import Delta, Failed, Finished, FinishReason, Started
+from server.core.request import SamplingParams
 from server.engine.host_memory import HostBudget
 from server.engine.plan import DecodeCode
+from server.engine.preemption import MOST_PREEMPTIONS
 from tests.factories import (
     LoopHarness,
+    answer_of,
     hashed_successor,
     make_limits,
     make_request,
@@ -23,6 +26,7 @@ from tests.factories import (
     state_size,
 )
 
+N_CTX = 240
 LONG = (
     "a system prompt so long that others wait until it is computed, rather than compute it again. "
 )
@@ -55,7 +59,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.harness = LoopHarness(
             make_limits(
                 slots=4,
-                n_ctx=240,
+                n_ctx=N_CTX,
                 kv_cells=450,
                 max_rows=24,
                 draft_rows=self.draft_rows,
@@ -73,19 +77,21 @@ class EngineMachine(RuleBasedStateMachine):
         agent=AGENTS,
         own=OWN,
         public=st.booleans(),
-        max_tokens=st.sampled_from([1, 2, 3, 5, 8, 13, 32]),
+        max_tokens=st.sampled_from([1, 2, 3, 5, 8, 13, 32, 60]),
         reuse=st.booleans(),
         rank=st.tuples(st.integers(-1, 2), st.floats(0, 9), st.integers(0, 9)),
         scope=st.sampled_from(["", "a", "b"]),
+        seed=st.none() | st.integers(0, 9),
     )
-    def arrive(self, agent, own, public, max_tokens, reuse, rank, scope):
+    def arrive(self, agent, own, public, max_tokens, reuse, rank, scope, seed):
         request = make_request(
             agent + own,
-            max_tokens,
+            min(max_tokens, N_CTX - len(agent + own)),
             reuse_prefix=reuse,
             rank=rank,
             cache_scope=scope,
             public_tokens=len(agent) if public else 0,
+            sampling=SamplingParams(seed=seed),
         )
         self.requests[self.harness.submit(request)] = request
 
@@ -152,6 +158,11 @@ class EngineMachine(RuleBasedStateMachine):
             )
         running = {sequence.slot for sequence in scheduler.running}
         assert set(self.harness.backend.open_slots) == running
+        gone = {one.request.request_id: one for one in scheduler.waiting if one.preempted}
+        assert scheduler.preempted == len(gone)
+        assert set(self.harness.backend.aside) == set(gone)
+        for sequence in gone.values():
+            assert 0 < sequence.preemptions <= MOST_PREEMPTIONS
 
     @invariant()
     def events_are_in_order(self):
@@ -175,18 +186,15 @@ class EngineMachine(RuleBasedStateMachine):
             self.answer_is_right(request, events)
 
     def answer_is_right(self, request, events):
-        tokens = list(request.prompt)
-        for event in events:
-            for token in getattr(event, "token_ids", ()):
-                assert token == self.successor(tokens)
-                tokens.append(token)
+        tokens = [token for event in events for token in getattr(event, "token_ids", ())]
+        assert tokens == answer_of(request, self.successor)[: len(tokens)]
         last = events[-1]
         if isinstance(last, Failed):
             waited = isinstance(last.error, QueueTimeout)
             assert waited or request.request_id in self.broken, last.error
         if isinstance(last, Finished) and last.reason is not FinishReason.ABORTED:
             assert request.request_id not in self.broken
-            assert len(tokens) - len(request.prompt) == request.max_tokens
+            assert len(tokens) == request.max_tokens
 
 
 class DraftingMachine(EngineMachine):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from server.engine.plan import DecodeCode
-from server.engine.scheduler import NO_CELLS_RETRIES
+from server.engine.recovery import NO_CELLS_RETRIES
 from server.gateway import gpu_shedding
 from server.gateway.gpu_guard import GuardState
 from server.gateway.routing import Routes

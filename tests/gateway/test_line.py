@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from server.core.errors import DeadlineUnreachable, Draining, QueueFull
+from server.engine.preemption import PREEMPTIBLE
 from server.gateway.drain_rate import DrainRate
 from server.gateway.fair_queue import Priority
 from server.gateway.ticket import Standing
@@ -534,6 +535,33 @@ def test_short_work_makes_a_deadline_that_usual_work_would_miss():
     desk.finish()
     with pytest.raises(DeadlineUnreachable):
         desk.ask("usual", deadline=soon, cost=1000)
+
+
+def test_for_a_better_class_slots_of_batch_work_are_free():
+    desk = measured(seconds=60.0)
+    soon = desk.clock.now + 70.0
+    desk.ask("job", "b", BATCH)
+    with pytest.raises(DeadlineUnreachable):
+        desk.enter("another", "b", BATCH, deadline=soon)
+    desk.ask("person", "a", NORMAL, deadline=soon)
+    desk.ask("quick", "c", INTERACTIVE, deadline=soon)
+    with pytest.raises(DeadlineUnreachable):
+        desk.enter("late", "a", NORMAL, deadline=soon)
+
+
+def test_the_engine_gets_a_better_class_however_much_batch_work_it_has():
+    desk = Desk(slots=2)
+    for number in range(9):
+        desk.ask(f"job{number}", f"b{number}", BATCH)
+    assert len(desk.running) == len(desk.engine) == 2
+    desk.ask("person", "a", NORMAL)
+    assert min(desk.engine)[1] == "person"
+    desk.ask("quick", "a", INTERACTIVE)
+    assert min(desk.engine)[1] == "quick"
+    assert PREEMPTIBLE == BATCH
+    assert all(
+        (rank[0] < PREEMPTIBLE) == (name in {"person", "quick"}) for rank, name, _ in desk.engine
+    )
 
 
 def test_those_who_wait_are_counted_by_class():
