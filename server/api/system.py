@@ -88,7 +88,7 @@ def _tools_router(parts: Parts) -> APIRouter:
 
         async def work() -> Response:
             async with parts.service.using(body.model, principal_of(request)) as (_, lease):
-                return await parts.service.in_thread(_tokenized, lease.tokenizer, body, headers)
+                return await parts.service.aside(_tokenized, lease.tokenizer, body, headers)
 
         return await unless_disconnected(request.receive, work())
 
@@ -101,7 +101,7 @@ def _tools_router(parts: Parts) -> APIRouter:
         async def work() -> bytes:
             async with parts.service.using(body.model, principal_of(request)) as (_, lease):
                 decode = lease.tokenizer.decode
-                return await parts.service.in_thread(decode, body.tokens, special=True)
+                return await parts.service.aside(decode, body.tokens, special=True)
 
         content = await unless_disconnected(request.receive, work())
         return _json({"content": content.decode("utf-8", "replace")}, headers)
@@ -117,7 +117,7 @@ def _tools_router(parts: Parts) -> APIRouter:
             async with parts.service.using(body.model, principal_of(request)) as (served, _):
                 whole = compose(served, prompt)
                 render = served.prompter.template.render
-                return await parts.service.in_thread(
+                return await parts.service.aside(
                     render, whole.messages, whole.tools, whole.template_kwargs
                 )
 

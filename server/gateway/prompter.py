@@ -11,6 +11,9 @@ from server.engine.interface import ModelInfo, Tokenizer
 from server.gateway.public import PublicPrefixes
 from server.gateway.spec import ChatPrompt, Prompt, TextPrompt
 
+_MANY_CHARACTERS = 16
+"""Characters per token that no prose reaches; runs of spaces may."""
+
 
 class Prompter:
     """Renders and tokenizes. For any thread once it is bound to a model."""
@@ -45,7 +48,7 @@ class Prompter:
     def encode(self, prompt: Prompt, n_ctx: int) -> list[int]:
         """Token ids of a prompt. Raises `InvalidRequest`, also for an empty one.
 
-        Raises `ContextLengthExceeded` for a text that cannot fit `n_ctx` however it is tokenized:
+        Raises `ContextLengthExceeded` for a text that cannot fit `n_ctx` however it goes on:
         counting megabytes to the end would keep others waiting.
         """
         tokenizer, template = self._parts()
@@ -56,10 +59,10 @@ class Prompter:
                 prompt.messages,
                 prompt.tools,
                 prompt.template_kwargs,
-                check=lambda text: self._refuse_hopeless(text, n_ctx, param),
+                check=lambda text: self._refuse_hopeless(tokenizer, text, n_ctx, param),
             )
         elif isinstance(prompt, TextPrompt):
-            self._refuse_hopeless(prompt.text, n_ctx, param)
+            self._refuse_hopeless(tokenizer, prompt.text, n_ctx, param)
             tokens = tokenizer.encode(
                 prompt.text, add_special=True, parse_special=prompt.parse_special
             )
@@ -70,8 +73,12 @@ class Prompter:
             raise InvalidRequest("The prompt is empty: it has no tokens.", param=param)
         return tokens
 
-    def _refuse_hopeless(self, text: str, n_ctx: int, param: str) -> None:
+    def _refuse_hopeless(self, tokenizer: Tokenizer, text: str, n_ctx: int, param: str) -> None:
         least = len(text) // self._longest
+        beginning = _MANY_CHARACTERS * n_ctx
+        if least <= n_ctx and len(text) > beginning:
+            # What follows changes the tokens where it joins, no more; half of them is safe by far.
+            least = len(tokenizer.encode(text[:beginning])) // 2
         if least > n_ctx:
             raise ContextLengthExceeded(
                 prompt_tokens=least, max_tokens=None, n_ctx=n_ctx, param=param, at_least=True

@@ -78,6 +78,7 @@ class GenerationService:
         self._telemetry = telemetry or NullTelemetry()
         self._crashes = crashes or CrashRecord(Unremembered(), clock)
         self._threads = ThreadPoolExecutor(limits.tokenizer_threads, "tokenize")
+        self._aside = ThreadPoolExecutor(1, "tools")
 
     def relimit(self, limits: ServiceLimits) -> None:
         """Grant something else from now on; what is open keeps what it was granted."""
@@ -132,7 +133,7 @@ class GenerationService:
         generation = Generation(served.agent.name, context, ticket, grant, lease)
         try:
             _check_bias(spec, lease.tokenizer.n_vocab)
-            encoded = await self._encoded(served, spec, trace)
+            encoded = await self._encoded(served, spec, trace, patience.queue)
             requests = self._requests(served, spec, encoded, arrived + patience.queue)
             generation.dropped_turns = sum(one.dropped_turns for one in encoded)
             generation.attach([one.tokens for one in encoded], requests)
@@ -141,10 +142,17 @@ class GenerationService:
             raise
         return generation
 
-    async def _encoded(self, served: Served, spec: GenerationSpec, trace: Trace) -> list[Encoded]:
+    async def _encoded(
+        self, served: Served, spec: GenerationSpec, trace: Trace, patience: float
+    ) -> list[Encoded]:
         trace.began()
         try:
-            return await self.in_thread(encode, served, spec)
+            async with asyncio.timeout(patience):
+                return await self.in_thread(encode, served, spec)
+        except TimeoutError:
+            raise served.host.lane.overdue(
+                f"The prompt was not tokenized within {patience:g} s. The server is busy; try later."
+            ) from None
         finally:
             trace.ended(completed=False)
 
@@ -161,13 +169,19 @@ class GenerationService:
             lease.release()
 
     async def in_thread(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run template and tokenizer work off the event loop, few at a time."""
+        """Run template and tokenizer work of generations off the event loop, few at a time."""
         call = functools.partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
+    async def aside(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run such work that no generation waits for, and that keeps none waiting."""
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._aside, call)
+
     def shutdown(self) -> None:
         """End the worker threads; nothing may be opened afterwards."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._aside):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def take(self, principal: Principal) -> Grant:
         """Let one request pass its key's limits. The caller must release it. Raises `RateLimited`."""

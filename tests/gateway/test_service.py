@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,9 +24,12 @@ from server.core.errors import (
 )
 from server.core.events import Delta, Finished, Started
 from server.gateway.agent import Agent
+from server.gateway.prompter import Prompter
 from server.gateway.rate_limit import RateLimits
 from server.gateway.spec import ChatPrompt, GenerationSpec, TextPrompt, TokenPrompt
-from tests.fakes import FakeEngine, Script
+from tests.api.asking import post
+from tests.factories import MODEL_INFO
+from tests.fakes import CONTROL, MARKERS, FakeEngine, FakeTokenizer, Script
 from tests.serving import MODEL, Stack
 
 pytestmark = pytest.mark.anyio
@@ -122,28 +127,82 @@ async def test_a_submission_that_fails_half_way_is_undone(stack):
     assert stack.engine.aborted == ["id-0", "id-1"]
 
 
-async def test_a_caller_cancelled_while_tokenizing_leaves_nothing(stack):
-    import threading
-
-    gate, begun = threading.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    whole = stack.service.router.default.prompter.encode
+@pytest.fixture
+def slow(stack):
+    """Tokenizing takes until the first event is set; the second one tells that it has begun."""
+    gate, begun = threading.Event(), threading.Event()
+    prompter = stack.service.router.default.prompter
+    whole = prompter.encode
 
     def encode(prompt, n_ctx):
-        loop.call_soon_threadsafe(begun.set)
+        begun.set()
         gate.wait(10)
         return whole(prompt, n_ctx)
 
-    stack.service.router.default.prompter.encode = encode
+    prompter.encode = encode
+    yield gate, begun
+    gate.set()
+
+
+async def test_a_caller_cancelled_while_tokenizing_leaves_nothing(stack, slow):
+    _, begun = slow
     task = asyncio.create_task(stack.service.open(spec()))
-    await begun.wait()
+    assert await asyncio.to_thread(begun.wait, 10)
     assert stack.admission.outstanding == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert stack.admission.outstanding == 0
-    gate.set()
     assert not stack.engine.requests
+
+
+async def test_nobody_waits_for_a_tokenizer_for_ever(stack, slow):
+    stack.service.limits = replace(stack.service.limits, connect_timeout=0.05)
+    with pytest.raises(QueueTimeout, match=r"not tokenized within 0\.05 s"):
+        await stack.service.open(spec())
+    assert stack.admission.outstanding == 0
+    assert not stack.engine.requests
+
+
+async def test_the_endpoints_for_tokens_have_a_thread_of_their_own(stack):
+    """A few bodies of megabytes would keep every generation waiting."""
+    threads, tokenizer = set(), stack.engine.tokenizer
+    whole = tokenizer.encode
+
+    def encode(text, **how):
+        threads.add(threading.current_thread())
+        return whole(text, **how)
+
+    tokenizer.encode = encode
+    bodies = [{"content": "hello"}] * 5
+    await asyncio.gather(*(post(stack, "/tokenize", body) for body in bodies))
+    tools, threads = threads, set()
+    for generation in await asyncio.gather(*(stack.service.open(spec()) for _ in range(5))):
+        generation.close()
+    assert len(tools) == 1
+    assert threads
+    assert not tools & threads
+
+
+async def test_no_more_is_tokenized_than_shows_that_a_prompt_cannot_fit():
+    longest = "<|" + "longest" * 10 + "|>"
+    token = 256 + len(CONTROL) + len(MARKERS)
+    encoded: list[int] = []
+    tokenizer: Any = FakeTokenizer(markers={**MARKERS, longest: token})
+    whole = tokenizer.encode
+
+    def encode(text, **how):
+        encoded.append(len(text))
+        return whole(text, **how)
+
+    tokenizer.encode = encode
+    prompter = Prompter()
+    prompter.bind(MODEL_INFO, tokenizer)
+    encoded.clear()
+    with pytest.raises(ContextLengthExceeded, match="at least 800"):
+        prompter.encode(TextPrompt("x" * 7000), 100)
+    assert encoded == [1600]
+    assert prompter.encode(TextPrompt(longest * 95), 100) == [token] * 95
 
 
 async def test_events_of_all_choices_are_merged_in_batches(stack):
