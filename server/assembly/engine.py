@@ -19,6 +19,11 @@ from server.llama.params import LlamaParams
 
 log = logging.getLogger(__name__)
 
+_COLD_STEPS_CPU = 32
+_COLD_STEPS_GPU = 2048
+"""Steps in which idle cells cost as much as a copy to host memory and back. On a card they are read at its memory's
+speed and copied at the bus's, so it takes far more."""
+
 
 def llama_params(sized: Sized) -> LlamaParams:
     """Map settings and sizes to one model and one context. Raises `ConfigError`."""
@@ -70,6 +75,7 @@ def scheduler_limits(sized: Sized) -> SchedulerLimits:
             kv_cells=sizes.kv_cells,
             max_rows=rows,
             reuse_align=params.reuse_align,
+            cold_steps=_COLD_STEPS_GPU if sized.footprint.gpu else _COLD_STEPS_CPU,
             prefill_rows=min(engine.effective_max_prefill_rows, rows),
             prefill_rows_decoding=min(engine.effective_max_prefill_rows_decoding, rows),
             draft_rows=sizes.draft_rows,

@@ -78,12 +78,17 @@ class Eviction:
                 edits += self._cut_shared(held, holdings, excess)
         return edits, holdings.idle
 
-    def _worth_parking(self, slot: Slot, lost: int) -> bool:
-        host, cells = self._host, slot.cells
-        if host is None or lost < LEAST_PARKED or lost * MOST_COPIED < cells:
+    def is_kept(self, slot: Slot) -> bool:
+        """Tell whether host memory has an idle slot's cells, but for an end that is computed as fast."""
+        if self._host is None:
             return False
-        _, kept = host.find(slot.scope, slot.key, slot.public)
-        return cells - kept >= LEAST_PARKED
+        _, kept = self._host.find(slot.scope, slot.key, slot.public)
+        return slot.cells - kept < LEAST_PARKED
+
+    def _worth_parking(self, slot: Slot, lost: int) -> bool:
+        if self._host is None or lost < LEAST_PARKED or lost * MOST_COPIED < slot.cells:
+            return False
+        return not self.is_kept(slot)
 
     def _cut_shared(
         self, held: Sequence[Slot], holdings: Holdings, excess: int

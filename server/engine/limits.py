@@ -24,6 +24,10 @@ class SchedulerLimits:
     """Most prefill rows of a step while a stream waits for its next token."""
     reuse_align: int = ALIGN
     """Reuse of cached tokens ends at multiples of so many rows, and as many of a prompt are computed at least."""
+    cold_steps: int = 0
+    """Steps after which idle cells leave a cache that all slots share for host memory, if there are many; 0: never."""
+    warm_cells: int = 1024
+    """So many idle cells may stay: their tax is a few percent of a step at most."""
     draft_rows: int = 0
     """Most rows of a step for tokens of drafts, over all sequences; 0: nothing is drafted."""
 

@@ -66,6 +66,8 @@ class Scheduler:
             sharing=sharing,
             host=host,
             align=limits.reuse_align,
+            cold_steps=limits.cold_steps if sharing else 0,
+            warm_cells=limits.warm_cells,
         )
         self.waiting = Waitlist()
         self.running: list[Sequence] = []
@@ -159,6 +161,8 @@ class Scheduler:
             yield from self._enter(*found, now)
         if self.waiting and self.running:
             yield from self._preempt(now)
+        if self.running:
+            yield from self.pool.cool(self.counters["steps"])
 
     def restored(self, slot: int, cells: int) -> None:
         """Take what came of the last `Restore`: `cells` are there. What is missing is computed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from server.engine.cells import MOST_RUNS, Holdings, Run, merge
+from server.engine.cooling import Cooling
 from server.engine.eviction import Eviction
 from server.engine.host_memory import Entry, HostMemory
 from server.engine.plan import Copy, MemoryEdit, Restore, Truncation
@@ -81,10 +82,13 @@ class SlotPool:
         sharing: bool = False,
         host: HostMemory | None = None,
         align: int = ALIGN,
+        cold_steps: int = 0,
+        warm_cells: int = 0,
     ) -> None:
         """`partial_removal`: the memory can drop the end of a sequence; `sharing`: sequences can share cells.
 
         `host`: where prefixes go that have to make room, and come back from. `align`: reuse ends at multiples of it.
+        `cold_steps`: after so many, what is idle goes there unasked, but for `warm_cells`; 0: never.
         """
         self.kv_cells = kv_cells
         self.slots = [Slot(index) for index in range(slots)]
@@ -97,6 +101,9 @@ class SlotPool:
         self._align = align
         self._host = host
         self._eviction = Eviction(self.slots, host, partial_removal=partial_removal)
+        self._cooling: Cooling | None = None
+        if host is not None and cold_steps:
+            self._cooling = Cooling(self.slots, self._eviction, after=cold_steps, warm=warm_cells)
 
     def __repr__(self) -> str:
         """Show each slot as free, cached tokens, or the running request."""
@@ -182,6 +189,15 @@ class SlotPool:
         self._tick += 1
         slot.last_used = self._tick
         self.idle_cells = Holdings(self.slots).idle
+
+    def cool(self, step: int) -> list[MemoryEdit]:
+        """Move what has been idle for long out of the cache, while there is much of it; called before each step."""
+        if self._cooling is None:
+            return []
+        edits = self._cooling.cool(self.idle_cells, step)
+        if any(isinstance(edit, Truncation) for edit in edits):
+            self.idle_cells = Holdings(self.slots).idle
+        return edits
 
     def evict_idle(self) -> list[MemoryEdit]:
         """Empty all idle slots."""

@@ -53,8 +53,8 @@ class EngineMachine(RuleBasedStateMachine):
     successor = staticmethod(hashed_successor)
     draft_rows = 0
 
-    @initialize(align=st.sampled_from([1, 8]))
-    def begin(self, align):
+    @initialize(align=st.sampled_from([1, 8]), cold=st.sampled_from([0, 1, 4]))
+    def begin(self, align, cold):
         self.budget = HostBudget(5 * state_size(150))
         self.harness = LoopHarness(
             make_limits(
@@ -64,6 +64,8 @@ class EngineMachine(RuleBasedStateMachine):
                 max_rows=24,
                 draft_rows=self.draft_rows,
                 reuse_align=align,
+                cold_steps=cold,
+                warm_cells=70,
             ),
             host=self.budget,
             successor=self.successor,

@@ -1,5 +1,7 @@
 """Prefixes that go to host memory and come back, over the scripted backend: every answer is what it is alone."""
 
+import dataclasses
+
 import pytest
 
 from server.core.events import Finished, Started
@@ -213,3 +215,90 @@ def test_agents_in_rotation_are_restored_and_not_computed():
     assert rounds == [8 * 17] * 3
     assert counters["restored"] >= 3 * 4
     assert counters["parked"] <= 8
+
+
+COOL = make_limits(
+    slots=4,
+    n_ctx=1024,
+    max_rows=512,
+    prefill_rows=512,
+    prefill_rows_decoding=128,
+    cold_steps=32,
+)
+
+
+def idle_beside_a_stream(limits=COOL, limit=PLENTY, lengths=(600, 100, 800), **fields):
+    """Three prefixes, then a stream; how many steps until its end is up to the caller."""
+    harness = LoopHarness(limits, host=HostBudget(limit), **fields)
+    for letter, length in zip("abc", lengths, strict=True):
+        ask(harness, letter * length)
+    stream = make_request("a stream", 200)
+    harness.submit(stream)
+    harness.step()
+    return harness, stream
+
+
+def cells_of(harness):
+    return sorted(slot.cells for slot in harness.scheduler.pool.slots if slot.sequence is None)
+
+
+def test_cells_that_stay_idle_leave_the_cache_once_they_have_cost_as_much_as_a_copy():
+    harness, stream = idle_beside_a_stream()
+    harness.step(31)
+    assert harness.backend.saves == []
+    harness.step(2)
+    # 1,515 idle cells are too many, the 910 that are left are not.
+    assert harness.backend.saves == [(0, 605)]
+    assert cells_of(harness) == [0, 105, 805]
+    assert len(harness.backend.cells[0]) == 0
+    harness.run()
+    assert len(harness.backend.saves) == 1
+    assert harness.text(stream.request_id) == alone(stream)
+    again = ask(harness, "a" * 600 + "and now?")
+    assert cached(harness, again) == 600
+    assert harness.text(again.request_id) == alone_in(COOL, again)
+
+
+def alone_in(limits, request):
+    harness = LoopHarness(limits)
+    harness.submit(request)
+    harness.run()
+    return harness.text(request.request_id)
+
+
+def test_what_is_of_use_to_somebody_stays_warm():
+    harness, _ = idle_beside_a_stream()
+    harness.step(20)
+    again = make_request("a" * 600 + "again", 2)
+    harness.submit(again)
+    harness.step(70)
+    assert harness.backend.saves == [(1, 105), (2, 805)]
+    assert cells_of(harness)[-1] == 606
+
+
+@pytest.mark.parametrize("failing", ["no room", "save fails", "no steps", "split"])
+def test_what_does_not_leave_for_host_memory_stays_in_the_cache(failing, monkeypatch):
+    limit = 1000 if failing == "no room" else PLENTY
+    limits = COOL if failing != "no steps" else dataclasses.replace(COOL, cold_steps=0)
+    harness, _ = idle_beside_a_stream(limits, limit)
+    if failing == "split":
+        harness.scheduler.pool._cooling = None
+    harness.backend.save_fails = failing == "save fails"
+    harness.step(100)
+    assert cells_of(harness) == [105, 605, 805]
+    refused = harness.scheduler.counters["park_refused"] + harness.scheduler.counters["park_failed"]
+    assert refused == (3 if failing in ("no room", "save fails") else 0), "each is offered once"
+
+
+def test_a_shared_beginning_stays_for_who_runs_and_its_long_end_goes():
+    harness = LoopHarness(COOL, host=HostBudget(PLENTY))
+    for tail in ("x" * 450, "y" * 400, "z" * 350):
+        ask(harness, "s" * 400 + tail)
+    stream = make_request("s" * 400 + "stream", 200)
+    harness.submit(stream)
+    harness.step(40)
+    assert cells_of(harness) == [400, 755, 855], (
+        "the first one's end: who came took its beginning, so it was of use"
+    )
+    harness.run()
+    assert harness.text(stream.request_id) == alone_in(COOL, stream)
