@@ -79,6 +79,7 @@ def scheduler_limits(sized: Sized) -> SchedulerLimits:
             prefill_rows=min(engine.effective_max_prefill_rows, rows),
             prefill_rows_decoding=min(engine.effective_max_prefill_rows_decoding, rows),
             draft_rows=sizes.draft_rows,
+            target_gap=engine.target_gap,
         )
     except ValueError as error:
         raise ConfigError(f"engine: {error}") from error

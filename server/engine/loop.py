@@ -166,7 +166,7 @@ class EngineLoop:
             now = self._clock.monotonic()
             self.step_seconds += now - before
             if result.code is DecodeCode.OK:
-                scheduler.pace.observe(Work.of(plan), now - before)
+                scheduler.pace.observe(Work.of(plan.rows), now - before)
             else:
                 log.error("A decode call ended with %s %s", result.code.name, result.reason)
             scheduler.apply(plan, result, now)

@@ -12,10 +12,10 @@ Deterministic, without a clock: the loop feeds it after each call that succeeded
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from server.engine.plan import StepPlan
+from server.engine.plan import Rows
 
 _MEMORY = 16
 """Calls after which an entry has mostly forgotten."""
@@ -47,10 +47,10 @@ class Work(NamedTuple):
     """Cells that are attended: a row's context, summed over all rows."""
 
     @classmethod
-    def of(cls, plan: StepPlan) -> Work:
-        """Count a plan's."""
+    def of(cls, planned: Iterable[Rows]) -> Work:
+        """Count that of a plan's rows."""
         rows = outputs = span = attended = 0
-        for row in plan.rows:
+        for row in planned:
             count = len(row.tokens)
             rows += count
             outputs += row.outputs
@@ -130,7 +130,7 @@ class Pace:
         if entry is None:
             self._entries[bucket] = _Entry(work.rows, seconds, extras)
         else:
-            expected = self._seconds(work)
+            expected = self.seconds(work)
             if expected:
                 entry.note(seconds / expected)
                 seconds = min(seconds, _MOST_ABOVE * expected)
@@ -144,6 +144,12 @@ class Pace:
         self._curve = self._fit()
         largest, base = self._curve[-1]
         self.prefill_row_seconds = base / largest + self._slopes[2] * largest / 2
+
+    def seconds(self, work: Work) -> float | None:
+        """Return what `work` should take; None before anything was measured."""
+        if not self._curve:
+            return None
+        return self._base(work.rows) + _dot(self._slopes, work[1:])
 
     def step_seconds(
         self,
@@ -159,9 +165,7 @@ class Pace:
         `outputs`: as many as there are decode rows unless told. `span` and `attended` as in `Work`.
         """
         rows = decode_rows + prefill_rows
-        return self._seconds(
-            Work(rows, decode_rows if outputs is None else outputs, span, attended)
-        )
+        return self.seconds(Work(rows, decode_rows if outputs is None else outputs, span, attended))
 
     def prefill_seconds(self, rows: int, start: int = 0, *, chunk: int = 512) -> float | None:
         """Return what computing prompt rows from position `start` takes alone, `chunk` rows a call.
@@ -179,11 +183,6 @@ class Pace:
         return seconds + calls * self._base(chunk) + self._slopes[1] * spans
 
     # Details
-
-    def _seconds(self, work: Work) -> float | None:
-        if not self._curve:
-            return None
-        return self._base(work.rows) + _dot(self._slopes, work[1:])
 
     def _base(self, rows: float) -> float:
         """Interpolate; less than was ever measured takes as long as the least, more in proportion."""

@@ -32,7 +32,7 @@ from server.engine.plan import (
     Truncation,
 )
 from server.engine.preemption import Preemption
-from server.engine.prefill import prefill_budget, prefill_rows
+from server.engine.prefill import Prefill
 from server.engine.recovery import EngineFailure, Recovery
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.sharing import Followers
@@ -74,6 +74,7 @@ class Scheduler:
         """Sorted by slot: llama.cpp's split KV layout is slower on unsorted rows."""
         self.counters: Counter[str] = Counter()
         self.pace = Pace()
+        self._prefill = Prefill(limits, self.pace)
         self._followers = Followers(self.pool, self.counters)
         self._speculation: Speculation | None = None
         if limits.draft_rows and partial_removal:
@@ -183,8 +184,8 @@ class Scheduler:
                 prefilling.append(sequence)
         decode_rows = len(rows)
         if prefilling:
-            budget = prefill_budget(self.limits, decode_rows, self._recovery.no_cells)
-            rows += prefill_rows(prefilling, budget)
+            behind = self._followers.behind()
+            rows += self._prefill.rows(prefilling, behind, rows, self._recovery.no_cells)
             rows.sort(key=attrgetter("slot"))
         draft_rows = 0
         if self._speculation is not None and not self._recovery.no_cells:
@@ -204,6 +205,10 @@ class Scheduler:
         self.counters["decode_rows"] += plan.decode_rows
         self.counters["prefill_rows"] += plan.prefill_rows
         self.counters["speculative_steps"] += plan.draft_rows > 0
+        self.counters["prefill_steps"] += plan.prefill_rows > 0
+        if plan.decode_rows:
+            self.counters["prefill_rows_decoding"] += plan.prefill_rows
+            self.counters["prefill_steps_decoding"] += plan.prefill_rows > 0
         slots = self.pool.slots
         samples = iter(result.samples)
         for row in plan.rows:

@@ -31,6 +31,16 @@ class Followers:
             self._counters["prefix_waits"] += 1
             self._waiting.append(sequence)
 
+    def behind(self) -> Counter[Sequence]:
+        """Count, for each leader, who waits for it, and for those."""
+        counts: Counter[Sequence] = Counter()
+        for sequence in self._waiting:
+            leader = sequence.leader
+            while leader is not None:
+                counts[leader] += 1
+                leader = leader.leader
+        return counts
+
     def advance(self) -> Iterable[MemoryEdit]:
         """Hand over what leaders have computed; one that died leaves what it has, and its place, to the first."""
         edits: list[MemoryEdit] = []

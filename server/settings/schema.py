@@ -132,8 +132,14 @@ class EngineSettings(Section):
     max_prefill_rows: Annotated[int, Field(ge=MIN_PREFILL_ROWS)] | None = Field(
         None, description="prompt tokens per step while nothing generates; null: n_ubatch"
     )
-    max_prefill_rows_decoding: Annotated[int, Field(ge=MIN_PREFILL_ROWS)] = Field(
-        128, description="prompt tokens per step while streams generate; less: smoother streams"
+    max_prefill_rows_decoding: Annotated[int, Field(ge=MIN_PREFILL_ROWS)] | None = Field(
+        None,
+        description="most prompt tokens per step while streams generate; null: target_gap alone",
+    )
+    target_gap: Annotated[Duration | None, Kind("duration")] = Field(
+        0.25,
+        gt=0,
+        description="most time of a step while streams generate; null: throughput first",
     )
     speculation: Literal["auto", "off"] = Field(
         "auto",
@@ -199,7 +205,8 @@ class EngineSettings(Section):
     @property
     def effective_max_prefill_rows_decoding(self) -> int:
         """Prefill rows per step while streams decode, at most n_batch."""
-        return min(self.max_prefill_rows_decoding, self.n_batch)
+        most = self.max_prefill_rows_decoding
+        return self.effective_max_prefill_rows if most is None else min(most, self.n_batch)
 
     @property
     def effective_threads(self) -> int:

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 
 from server.engine.loop import EngineLoop
 from server.engine.pace import Pace, Work, attended_cells
-from server.engine.plan import DecodeCode, Rows, StepPlan
+from server.engine.plan import DecodeCode, Rows
+from tests.engine.machines import CPU, GPU, Machine, machine
 from tests.factories import FakeClock, ScriptedBackend, make_limits, make_request
-
-Machine = Callable[[Work], float]
-
-CPU = ((0, 0.010), (1, 0.014), (4, 0.045), (16, 0.09), (64, 0.136), (132, 0.31), (512, 1.2))
-GPU = ((0, 0.019), (256, 0.021), (512, 0.030), (2048, 0.12))
-
-
-def machine(points: tuple[tuple[int, float], ...], scale: float = 1.0) -> Machine:
-    """Linear between the points, and what contexts add."""
-
-    def seconds(work: Work) -> float:
-        for (left, low), (right, high) in pairwise(points):
-            if work.rows <= right:
-                base = low + (high - low) * (work.rows - left) / (right - left)
-                return scale * (base + 1e-5 * work.span + 0.5e-6 * work.attended)
-        raise AssertionError("more rows than the machine is described for")
-
-    return seconds
 
 
 def serve(pace: Pace, truth: Machine, *, seed: int, rounds: int = 20, slow: float = 0.0) -> None:
@@ -155,7 +136,7 @@ def test_a_prompt_takes_what_its_chunks_take():
 
 def test_work_is_counted_from_a_plan():
     rows = [Rows(0, 99, [1], outputs=1), Rows(2, 10, [1, 2, 3], outputs=0)]
-    assert Work.of(StepPlan(rows, 1, 3)) == Work(4, 1, 100 + 13, 100 + 11 + 12 + 13)
+    assert Work.of(rows) == Work(4, 1, 100 + 13, 100 + 11 + 12 + 13)
 
 
 class Timed(ScriptedBackend):
