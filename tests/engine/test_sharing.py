@@ -359,3 +359,15 @@ def test_a_turn_computes_its_new_tokens_and_the_last_one_that_was_said(align):
         assert computed[0] == 8 * (100 + own)
         assert all(8 * own < rows <= 8 * (own + 8) for rows in computed[1:])
     assert counters["restored"] == 8 * 3
+
+
+def test_who_waited_for_another_scopes_public_cells_has_them_for_its_own_scope():
+    harness = LoopHarness(ROOMY)
+    for scope in ("a", "b"):
+        harness.submit(replace(question(1, cache_scope=scope), public_tokens=len(SYSTEM)))
+    harness.run()
+    later = question(2, cache_scope="b")
+    harness.submit(later)
+    harness.run()
+    assert usage(harness, later).cached_tokens == len(SYSTEM)
+    assert harness.text(later.request_id) == alone(later)
