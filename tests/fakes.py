@@ -218,6 +218,8 @@ class FakeEngine:
     starts: int = 0
     stopping: bool = False
     held_back: bool = False
+    row_seconds: float = 0.0
+    """What a prompt row is said to take."""
 
     def __post_init__(self) -> None:
         self._changed = asyncio.Event()
@@ -262,6 +264,9 @@ class FakeEngine:
 
     def abandon(self) -> None:
         self.state = EngineState.STOPPED
+
+    def prefill_seconds(self, request: GenerationRequest) -> float:
+        return self.row_seconds * len(request.prompt)
 
     def hold(self, *, held: bool) -> None:
         self.held_back = held

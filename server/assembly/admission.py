@@ -14,7 +14,10 @@ from server.settings.gateway import GatewaySettings, IdempotencySettings
 def line_limits(gateway: GatewaySettings) -> LineLimits:
     """Return the bounds of the line."""
     return LineLimits(
-        gateway.max_queue, interactive_slots=gateway.interactive_slots, aging=gateway.aging
+        gateway.max_queue,
+        interactive_slots=gateway.interactive_slots,
+        aging=gateway.aging,
+        passing=gateway.passing,
     )
 
 

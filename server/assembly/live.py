@@ -43,7 +43,13 @@ class LiveSettings:
     def all(self) -> list[Live]:
         """Return everything that a reload changes, with where it goes."""
         return [
-            Live(("gateway.max_queue", "gateway.interactive_slots", "gateway.aging"), self._line),
+            Live(
+                (
+                    *("gateway.max_queue", "gateway.interactive_slots"),
+                    *("gateway.aging", "gateway.passing"),
+                ),
+                self._line,
+            ),
             Live(
                 (
                     *("gateway.timeout.connect", "gateway.timeout.read", "gateway.timeout.total"),

@@ -142,6 +142,12 @@ class HostMemory:
                 best, most = other, cells
         return best, most // TOKEN_BYTES
 
+    def agreeing(self, scope: str, key: bytes, public: int = 0) -> int:
+        """Return how many tokens of `key` an entry has at least: whole blocks. Any thread may ask."""
+        own = sum(1 for _ in self._path(scope, key)) - 1
+        others = sum(1 for _ in self._path(None, key[: public * TOKEN_BYTES])) - 1
+        return BLOCK * max(own, others)
+
     def use(self, entry: Entry) -> None:
         """Note that somebody takes `entry`; it stays until `release`."""
         self._tick += 1

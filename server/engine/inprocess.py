@@ -11,6 +11,7 @@ from server.core.clock import Clock
 from server.core.errors import Draining, EngineDead, ModelLoading, OnegpuError
 from server.core.events import Delta, Event, Failed, Finished, Started, Usage
 from server.core.request import GenerationRequest
+from server.engine.foresight import prefill_seconds
 from server.engine.host_memory import HostBudget
 from server.engine.interface import (
     BackendLoader,
@@ -151,6 +152,10 @@ class InProcessEngine:
         self._waiting[request.request_id] = None
         self._engine.submit(request)
         return stream
+
+    def prefill_seconds(self, request: GenerationRequest) -> float:
+        """Estimate what computing its prompt takes, from what is cached as of now."""
+        return prefill_seconds(request, self._engine.scheduler, self._engine.memory)
 
     def hold(self, *, held: bool) -> None:
         """Give no slot to what waits, until told otherwise."""

@@ -269,6 +269,10 @@ class Engine(Protocol):
         """Let a request wait for a slot by its rank. `ModelLoading`, `Draining` or `EngineDead`."""
         ...
 
+    def prefill_seconds(self, request: GenerationRequest) -> float:
+        """Estimate what computing its prompt would take, less what is cached or being computed."""
+        ...
+
     def hold(self, *, held: bool) -> None:
         """Give no slot to what waits, until told otherwise. What runs goes on."""
         ...

@@ -28,7 +28,8 @@ class SchedulerLimits:
     """Steps after which idle cells leave a cache that all slots share for host memory, if there are many; 0: never."""
     warm_cells: int = 1024
     """So many idle cells may stay: their tax is a few percent of a step at most."""
-    target_gap: float | None = 0.25
+    target_gap: float | None = 0.3
+    """Seconds that a step with streams should take at most, as far as was measured; None: whatever it takes."""
     """Seconds that such a step should take at most, as far as was measured; None: whatever it takes."""
     draft_rows: int = 0
     """Most rows of a step for tokens of drafts, over all sequences; 0: nothing is drafted."""

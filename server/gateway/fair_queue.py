@@ -5,6 +5,9 @@ Vin, Cheng, 1996): each turn gets a start tag, at least the virtual time and at 
 of its flow's turn before it; the least start tag goes first, and virtual time is the tag of what
 started last. A flow with little to do is served next, however much another one has queued.
 
+Within a flow a turn may yield: it stands as if it had arrived so much later. Who arrives later than
+that never passes it.
+
 Costs are estimates. When the true one is known, or a turn is withdrawn, the tags of those that wait
 behind it in its flow are corrected: a flow is charged what it used, and keeps its order.
 """
@@ -15,6 +18,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 Rank = tuple[int, float, int]
@@ -47,6 +51,8 @@ class Turn:
     """Order of arrival."""
     arrived: float
     """Monotonic seconds."""
+    yields: float = 0.0
+    """Seconds; who arrives in its flow within them, and yields less, goes first."""
     start: float = 0.0
     floor: float = 0.0
     """Virtual time at its arrival: its start tag is no less."""
@@ -58,6 +64,11 @@ class Turn:
         """Its place in the order, against others of the same queue."""
         return (-1 if self.aged else int(self.priority), self.start, self.number)
 
+    @property
+    def place(self) -> tuple[float, int]:
+        """Its place among the turns of its flow."""
+        return (self.arrived + self.yields, self.number)
+
 
 T = TypeVar("T", bound=Turn)
 
@@ -66,8 +77,8 @@ T = TypeVar("T", bound=Turn)
 class _Flow(Generic[T]):
     """One flow within a class."""
 
-    waiting: dict[int, T] = field(default_factory=dict)
-    """By number, in order of arrival."""
+    waiting: list[T] = field(default_factory=list)
+    """By place."""
     start: float = 0.0
     """Start tag of its last turn that was taken."""
     finish: float = 0.0
@@ -75,12 +86,19 @@ class _Flow(Generic[T]):
     live: int = 0
     """Turns that wait, were taken, or are being served."""
 
-    def tail(self) -> float:
-        """Return the least start tag of a further turn."""
-        if not self.waiting:
+    def index(self, turn: Turn) -> int:
+        """Return where it stands, or would stand."""
+        return bisect_left(self.waiting, turn.place, key=_place)
+
+    def least(self, index: int) -> float:
+        """Return the least start tag of a turn that stands there."""
+        if index == 0:
             return max(self.start, self.finish)
-        last = self.waiting[next(reversed(self.waiting))]
-        return last.start + last.cost / last.weight
+        before = self.waiting[index - 1]
+        return before.start + before.cost / before.weight
+
+
+_place = attrgetter("place")
 
 
 class _Class(Generic[T]):
@@ -96,19 +114,30 @@ class _Class(Generic[T]):
         """Turns that wait, were taken, or are being served."""
 
     def tag(self, turn: Turn) -> None:
-        """Set its tags as those of a turn that arrives now."""
-        flow = self.flows.get(turn.flow)
-        turn.floor = self.virtual
-        turn.start = max(turn.floor, 0.0 if flow is None else flow.tail())
+        """Set its tags as those of a turn that arrives now.
+
+        Floors belong to places: to let one of its own pass costs a flow nothing against others.
+        """
+        turn.floor = turn.start = self.virtual
+        if (flow := self.flows.get(turn.flow)) is not None:
+            index = flow.index(turn)
+            if index < len(flow.waiting):
+                turn.floor = flow.waiting[index].floor
+            turn.start = max(turn.floor, flow.least(index))
 
     def push(self, turn: T) -> None:
         self.tag(turn)
         flow = self.flows.setdefault(turn.flow, _Flow())
-        flow.waiting[turn.number] = turn
+        index = flow.index(turn)
+        flow.waiting.insert(index, turn)
+        behind = flow.waiting[index + 1 :]
+        for one, floor in zip(behind, [*(b.floor for b in behind[1:]), self.virtual], strict=False):
+            one.floor = floor
         flow.live += 1
         self.live += 1
         insort(self.waiting, (turn.start, turn.number, turn))
         self.by_age[turn.number] = turn
+        self._correct(flow, index + 1)
 
     def take(self, turn: T) -> None:
         """Take out a waiting turn, the first one of its flow."""
@@ -147,13 +176,14 @@ class _Class(Generic[T]):
 
     def _remove(self, turn: T) -> None:
         del self.by_age[turn.number]
-        del self.flows[turn.flow].waiting[turn.number]
+        flow = self.flows[turn.flow]
+        del flow.waiting[flow.index(turn)]
         del self.waiting[bisect_left(self.waiting, (turn.start, turn.number))]
 
-    def _correct(self, flow: _Flow[T]) -> None:
-        """Set the start tags of those that wait anew; they stay in order."""
-        least, moved = max(flow.start, flow.finish), False
-        for turn in flow.waiting.values():
+    def _correct(self, flow: _Flow[T], index: int = 0) -> None:
+        """Set the start tags of those that wait anew, from `index` on; they stay in order."""
+        least, moved = flow.least(index), False
+        for turn in flow.waiting[index:]:
             start = max(turn.floor, least)
             moved = moved or start != turn.start
             turn.start, least = start, start + turn.cost / turn.weight
@@ -222,10 +252,15 @@ class FairQueue(Generic[T]):
         self._classes[turn.priority].refund(turn, cost)
 
     def before(self, turn: Turn) -> Iterator[T]:
-        """Yield the waiting turns that rank before `turn`, in no special order."""
+        """Yield the waiting turns that rank before `turn`, in no special order.
+
+        Of its own flow, if it does not wait itself, those are left out that would move behind it.
+        """
         rank = turn.rank
         for priority in Priority:
             for _, _, other in self._classes[priority].waiting:
                 if other.rank >= rank:
                     break
-                yield other
+                own = other.flow == turn.flow and priority is turn.priority
+                if not own or other.place < turn.place:
+                    yield other

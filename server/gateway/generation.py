@@ -110,7 +110,7 @@ class Generation:
         costs = [cost(len(request.prompt), request.max_tokens) for request in requests]
         self.choices = [Choice(request, number // n) for number, request in enumerate(requests)]
         try:
-            self._ticket.price(costs, self._begin)
+            self._ticket.price(costs, self._begin, self._prefill_seconds(requests))
         except DeadlineUnreachable:
             self.choices = []  # refused: nothing of it was aborted
             raise
@@ -228,6 +228,13 @@ class Generation:
             for choice in self.choices
             if choice.started_at is not None
         )
+
+    def _prefill_seconds(self, requests: Sequence[GenerationRequest]) -> float:
+        """Seconds that the prompts should take, each counted once."""
+        first = {
+            choice.prompt: request for choice, request in zip(self.choices, requests, strict=True)
+        }
+        return sum(map(self.context.engine.prefill_seconds, first.values()))
 
     def _begin(self, index: int, rank: Rank) -> None:
         """Hand choice `index` to the engine: its turn has come."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _ALL = tuple(Priority)
 _ANYBODY = Standing()
+_YIELD = 6.0
+"""For a second of prefill a request yields as many seconds to those of its flow that come later."""
 _SMOOTHING = 8
 """A sequence's time in its slot weighs one in so many in the average."""
 
@@ -138,9 +140,15 @@ class Lane:
 
     # Called by tickets
 
-    def price(self, ticket: Ticket, costs: Sequence[float]) -> None:
-        """Put a ticket's sequences into the order. Raises `DeadlineUnreachable`."""
+    def price(self, ticket: Ticket, costs: Sequence[float], prefill: float = 0.0) -> None:
+        """Put a ticket's sequences into the order. Raises `DeadlineUnreachable`.
+
+        `prefill`: seconds that its prompts should take; so the longer it yields to others of its flow.
+        """
         now, standing = self._clock.monotonic(), ticket.standing
+        yields = min(_YIELD * prefill, self._limits.passing)
+        if ticket.deadline is not None:
+            yields = min(yields, max(0.0, ticket.deadline - now) / 4)
         for index, cost in enumerate(costs):
             seat = Seat(
                 standing.key,
@@ -149,6 +157,7 @@ class Lane:
                 cost,
                 self._line.number(),
                 now,
+                yields,
                 ticket=ticket,
                 index=index,
             )

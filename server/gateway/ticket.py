@@ -85,18 +85,18 @@ class Ticket:
         self.released = False
         self._lane = lane
 
-    def price(self, costs: Sequence[float], begin: Begin) -> None:
+    def price(self, costs: Sequence[float], begin: Begin, prefill: float = 0.0) -> None:
         """Join the order. `begin` is called once per sequence, now or later.
 
-        `costs`: estimated service of each sequence. Raises `DeadlineUnreachable`; the ticket must
-        be released all the same.
+        `costs`: estimated service of each sequence; `prefill`: seconds that the prompts take together.
+        Raises `DeadlineUnreachable`; the ticket must be released all the same.
         """
         if len(costs) != self.places or self.seats:
             message = f"{len(costs)} costs for {self.places} places, or priced twice"
             raise ValueError(message)
         if not self.released:
             self.begin = begin
-            self._lane.price(self, costs)
+            self._lane.price(self, costs, prefill)
 
     def note_started(self, index: int) -> None:
         """Sequence `index` has a slot."""

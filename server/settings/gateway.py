@@ -117,6 +117,10 @@ class GatewaySettings(Section):
     aging: Duration = Field(
         15.0, description="wait after which a lower priority gets one start in four"
     )
+    passing: Duration = Field(
+        45.0,
+        description="no request is passed by a shorter one of its key that came later than that",
+    )
     stream_hold: Duration = Field(
         5.0, description="how long a queued stream withholds its status before it opens"
     )

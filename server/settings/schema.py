@@ -137,7 +137,7 @@ class EngineSettings(Section):
         description="most prompt tokens per step while streams generate; null: target_gap alone",
     )
     target_gap: Annotated[Duration | None, Kind("duration")] = Field(
-        0.25,
+        0.3,
         gt=0,
         description="most time of a step while streams generate; null: throughput first",
     )

@@ -42,12 +42,21 @@ class Desk:
         self.tickets[name] = ticket
         return ticket
 
-    def ask(self, name: str, key: str = "", *args: Priority, cost: float = 100.0, **kw) -> Ticket:
+    def ask(
+        self,
+        name: str,
+        key: str = "",
+        *args: Priority,
+        cost: float = 100.0,
+        prefill: float = 0.0,
+        **kw,
+    ) -> Ticket:
         """Enter and be priced."""
         ticket = self.enter(name, key, *args, **kw)
         ticket.price(
             [cost] * ticket.places,
             lambda index, rank: self.engine.append((rank, name, index)),
+            prefill,
         )
         self.seat()
         return ticket

@@ -363,9 +363,12 @@ class Admitting(RuleBasedStateMachine):
                 assert one.waiting == sorted(one.waiting)
                 assert set(one.by_age) == {number for _, number, _ in one.waiting}
                 for flow in one.flows.values():
-                    tags = [flow.start, *(turn.start for turn in flow.waiting.values())]
+                    tags = [flow.start, *(turn.start for turn in flow.waiting)]
                     assert tags == sorted(tags), "a key's later request before its earlier one"
-                    assert list(flow.waiting) == sorted(flow.waiting)
+                    places = [turn.place for turn in flow.waiting]
+                    assert places == sorted(places)
+                    floors = [turn.floor for turn in flow.waiting]
+                    assert floors == sorted(floors)
 
     def aborted(self, engine: Stepped) -> set[str]:
         """Ids that were given up and that the engine has not taken out yet."""

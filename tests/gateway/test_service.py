@@ -410,6 +410,20 @@ async def test_the_wait_for_the_model_counts_as_wait_for_a_slot(stack):
     held.release()
 
 
+async def test_prompts_that_the_engine_will_take_long_for_yield_each_counted_once(stack):
+    stack.engine.row_seconds = 0.01
+    lane = stack.service.router.default.host.lane
+    held = lane.admit(8)
+    held.price([1.0] * 8, lambda _index, _rank: None)
+    long = await stack.service.open(spec(TextPrompt("x" * 100), n=2))
+    short = await stack.service.open(spec(TextPrompt("short")))
+    assert [seat.yields for seat in long._ticket.seats] == pytest.approx([6.0, 6.0])
+    assert short.queue_status().position < long.queue_status().position
+    for generation in (long, short):
+        generation.close()
+    held.release()
+
+
 async def test_an_agents_time_counts_from_the_submission():
     slow = Agent(("slow",), n_ctx=4096, default_max_tokens=64, total_timeout=10.0)
     stack = Stack(engine=FakeEngine(manual=True), agents=(slow,))
