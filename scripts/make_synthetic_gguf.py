@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from synthetic.rounds import Rounds
 from synthetic.shapes import SHAPES, Shape, find_shape
 from synthetic.writer import Progress, write_shape
 
@@ -27,9 +28,12 @@ def write(
     seed: int = 0,
     header_only: bool = False,
     layers: int | None = None,
+    rounds: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write the shape called `name` to `out`; `layers` takes fewer or more of them than it has.
+
+    With `rounds` it says the same so many tokens again and again (`synthetic.rounds`).
 
     Raises `KeyError` for a name that is not known, `OSError` when the disk is too full or `out` is
     somebody's file.
@@ -37,7 +41,16 @@ def write(
     full, shape = find_shape(name)
     if layers is not None:
         full, shape = f"{full} ({layers} layers)", replace(shape, layers=layers)
-    write_shape(shape, full, out, seed=seed, header_only=header_only, progress=progress)
+    going_round = None if rounds is None else Rounds(shape, rounds, seed)
+    write_shape(
+        shape,
+        full,
+        out,
+        seed=seed,
+        header_only=header_only,
+        rounds=going_round,
+        progress=progress,
+    )
 
 
 class Meter:
@@ -79,6 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--layers", type=_positive, metavar="N", help="so many layers instead of the model's own"
     )
     parser.add_argument(
+        "--rounds",
+        type=_positive,
+        metavar="N",
+        help="greedy text says the same N tokens again and again",
+    )
+    parser.add_argument(
         "--header-only", action="store_true", help="leave the weights as a hole of the right size"
     )
     asked = parser.parse_args(argv)
@@ -89,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=asked.seed,
             header_only=asked.header_only,
             layers=asked.layers,
+            rounds=asked.rounds,
             progress=Meter(),
         )
     except OSError as error:
@@ -111,7 +131,7 @@ def _known(name: str) -> str:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        message = f"{text!r} is not a number of layers"
+        message = f"{text!r} is not a number from 1"
         raise argparse.ArgumentTypeError(message)
     return int(text)
 

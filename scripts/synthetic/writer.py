@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from synthetic.blocks import chunks
+from synthetic.rounds import Rounds
 from synthetic.shapes import Shape
 from synthetic.tensors import BLOCK, BYTES, F32, Tensor, tensors
 from synthetic.vocabulary import add_tokenizer
@@ -33,16 +35,18 @@ def write_shape(
     *,
     seed: int = 0,
     header_only: bool = False,
+    rounds: Rounds | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write `shape` to `out`, by way of `out`.partial: an interrupted run leaves no half of a file.
+    """Write `shape`, or `rounds` of it, to `out`, by way of `out`.partial: an interrupted run leaves no half of a file.
 
     `header_only` leaves the weights as a hole of the right size. `progress` takes the bytes of weights
     written and their sum. Raises `OSError`, before anything is written when the disk is too full or
     `out` is a folder or somebody's file.
     """
     _check_target(out)
-    todo = list(tensors(shape))
+    todo = list(tensors(shape)) if rounds is None else rounds.tensors
+    data = chunks if rounds is None else rounds.data
     total = sum(tensor.n_bytes for tensor in todo)
     out.parent.mkdir(parents=True, exist_ok=True)
     needed = _HEADER_BYTES + (0 if header_only else total)
@@ -62,7 +66,7 @@ def write_shape(
             if header_only:
                 file.truncate(file.tell() + sum(_aligned(tensor.n_bytes) for tensor in todo))
             else:
-                _write_data(file, todo, np.random.default_rng(seed), progress)
+                _write_data(file, todo, data, np.random.default_rng(seed), progress)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
@@ -83,11 +87,15 @@ def _check_target(out: Path) -> None:
 
 
 def _write_data(
-    file: BinaryIO, todo: list[Tensor], random: np.random.Generator, progress: Progress | None
+    file: BinaryIO,
+    todo: list[Tensor],
+    data: Callable[[Tensor, np.random.Generator], Iterator[npt.NDArray[np.generic]]],
+    random: np.random.Generator,
+    progress: Progress | None,
 ) -> None:
     done, total = 0, sum(tensor.n_bytes for tensor in todo)
     for tensor in todo:
-        for piece in chunks(tensor, random):
+        for piece in data(tensor, random):
             file.write(piece.data)
             done += piece.nbytes
             if progress is not None:

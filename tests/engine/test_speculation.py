@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from server.core.events import Finished, FinishReason, SampledLogprobs
+from server.engine.lookup import Lookup
 from server.engine.plan import DecodeCode, Sample
 from tests.factories import (
     EOG,
@@ -113,6 +114,18 @@ def test_predictions_that_come_true_until_they_are_trusted_cost_little(cost):
     assert time[32] <= 1.06 * time[0]
 
 
+def test_after_drafts_that_lose_time_pauses_get_longer_and_longer(monkeypatch):
+    monkeypatch.setattr(Lookup, "chance", 0.99)
+    monkeypatch.setattr(Lookup, "draft", lambda _self, _tokens, most: [1] * most)
+    for cost in (cheap, costly):
+        harness = make_harness(cost)
+        answers(harness, [make_request("nothing of this comes true ", 900)])
+        steps = [number for number, plan in enumerate(harness.backend.plans) if plan.draft_rows]
+        pauses = [after - before for before, after in pairwise(steps)]
+        assert len(pauses) >= 5
+        assert all(after > 1.5 * before for before, after in pairwise(pauses))
+
+
 def test_nothing_is_drafted_while_a_prompt_is_computed():
     script = VERSE * 6
     harness = make_harness(successor=recite(script), prefill_rows_decoding=16)
@@ -185,6 +198,9 @@ def test_the_limit_ends_a_draft_exactly(max_tokens):
     assert answers(harness, [request]) == [script[75 : 75 + max_tokens]]
     assert events(harness, request).reason is FinishReason.LENGTH
     assert events(harness, request).usage.completion_tokens == max_tokens
+    # A row is there to be sampled, and behind the last token nothing is.
+    ends = [row.start + len(row.tokens) for plan in harness.backend.plans for row in plan.rows]
+    assert max(ends) < 75 + max_tokens
 
 
 @pytest.mark.parametrize("end", range(90, 110))

@@ -22,6 +22,7 @@ from server.llama.backend import LlamaBackend, load_backend
 from server.llama.params import LlamaParams
 from server.llama.probe import probe
 from synthetic import blocks, tensors
+from synthetic.rounds import Rounds, follow, successors
 from synthetic.shapes import SHAPES, Shape, find_shape
 from synthetic.vocabulary import vocabulary
 from synthetic.writer import write_shape
@@ -268,3 +269,19 @@ def test_the_page_about_gpus_has_these_shapes_and_sizes(tmp_path):
     for name, size in rows:
         make_synthetic_gguf.write(name, tmp_path / name, header_only=True)
         assert f"{(tmp_path / name).stat().st_size:,}" == size
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("shape", [DENSE, replace(DENSE, tied=True), SMALL["qwen3moe"]], ids=str)
+def test_text_goes_round_where_that_was_asked_for(tmp_path, shape):
+    path = tmp_path / "m.gguf"
+    write_shape(shape, "small", path, rounds=Rounds(shape, 12))
+    backend = load_backend(LlamaParams(path, slots=1, n_ctx=256))(lambda _: None)
+    assert isinstance(backend, LlamaBackend)
+    after = successors(shape.n_vocab, 12).tolist()
+    for start in (5, 300, 1000):
+        driver = Driver(backend)
+        said = driver.alone([7, start], 40)
+        assert said == follow(after, start, 41)[1:]
+        assert said[:12] == said[12:24]
+    backend.shutdown()
