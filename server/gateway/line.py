@@ -31,7 +31,7 @@ class LineLimits:
     """Slots of each model that only interactive requests may take."""
     aging: float = 15.0
     """Wait after which a class gets one start in four, whatever better classes want."""
-    passing: float = 45.0
+    passing: float = 60.0
     """No request is passed by one of its key and class that came so much later; 0: order of arrival."""
     memory: float = 60.0
     """Busy time over which the drain rate is averaged."""

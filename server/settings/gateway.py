@@ -118,7 +118,7 @@ class GatewaySettings(Section):
         15.0, description="wait after which a lower priority gets one start in four"
     )
     passing: Duration = Field(
-        45.0,
+        60.0,
         description="no request is passed by a shorter one of its key that came later than that",
     )
     stream_hold: Duration = Field(

@@ -13,6 +13,7 @@ from server.assembly.tuning.judging import Comparison
 from server.catalog.plan import Memory
 from server.core.clock import Clock
 from server.core.errors import ConfigError
+from server.engine.prefill import UNMEASURED_ROWS
 from server.engine.trial import Rates, TrialFailed, Workload
 from server.llama.params import LlamaParams
 
@@ -211,9 +212,8 @@ def _verdict(candidate: Candidate, comparison: Comparison) -> str:
 
 def _workload(one: Sized, depth: int, steps: int) -> Workload:
     limits = scheduler_limits(one)
-    return Workload(
-        one.sizes.slots, depth, steps, limits.prefill_rows, limits.prefill_rows_decoding
-    )
+    beside = min(limits.prefill_rows_decoding, UNMEASURED_ROWS)
+    return Workload(one.sizes.slots, depth, steps, limits.prefill_rows, beside)
 
 
 def _same(work: Workload | None, one: Sized) -> Workload:
