@@ -122,9 +122,10 @@ class ScriptedBackend:
         codes: Mapping[int, DecodeCode] | None = None,
         sample: Callable[[int], Sample] | None = None,
         partial_removal: bool = True,
+        split: bool = False,
     ) -> None:
-        """`codes`: number of the decode call, from 0 → the code it shall return."""
-        self.info = replace(MODEL_INFO, partial_removal=partial_removal)
+        """`codes`: number of the decode call, from 0 → the code it shall return; `split`: copies share no cells."""
+        self.info = replace(MODEL_INFO, partial_removal=partial_removal, shares_cells=not split)
         self.tokenizer = ByteTokenizer()
         self.limits = limits
         self.successor = successor
@@ -149,7 +150,7 @@ class ScriptedBackend:
         """Request id → how many samples succeed before one raises."""
         self.sample = sample or self._sample
         self.most_cells = 0
-        self.save_fails = self.restore_fails = False
+        self.save_fails = self.restore_fails = self.copy_fails = False
         self.saves: list[tuple[int, int]] = []
         """Slot and cells of each."""
         self.restores: list[tuple[int, int]] = []
@@ -162,13 +163,17 @@ class ScriptedBackend:
         del self.owners[slot][keep:]
 
     def copy(self, source: int, slot: int, cells: int) -> None:
-        assert self.info.shares_cells, "a partial copy of a stream aborts the process"
+        assert self.info.shares_cells or self.info.saves_cells
         assert source != slot
         assert 0 < cells <= len(self.cells[source]), "the scheduler counts cells that are not there"
         assert not self.cells[slot], "positions must not be there twice"
+        if self.copy_fails:
+            raise RuntimeError("no copy")
         self.copies.append((len(self.plans), source, slot, cells))
         self.cells[slot] = self.cells[source][:cells]
         self.places[slot] = self.places[source][:cells]
+        if not self.info.shares_cells:
+            self.places[slot] = [next(self._places) for _ in range(cells)]
         self.owners[slot] = self.owners[source][:cells]
         if slot in self.open_slots:
             self._own(slot, self.open_slots[slot])

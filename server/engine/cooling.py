@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from server.engine.slots import Slot
 
 
+@dataclass(frozen=True, slots=True)
+class CoolingLimits:
+    """When idle cells leave the cache."""
+
+    after: int
+    """Steps for which they stay idle first."""
+    warm: int
+    """Cells that may stay for good."""
+
+
 @dataclass(slots=True)
 class _Idle:
     """How long a slot's cells have been of use to nobody while there were too many."""
@@ -32,18 +42,17 @@ class _Idle:
 class Cooling:
     """Moves the coldest idle cells to host memory, one slot a step. What finds no room there stays in the cache."""
 
-    def __init__(self, slots: Sequence[Slot], eviction: Eviction, *, after: int, warm: int) -> None:
-        """`after`: steps for which cells stay idle first; `warm`: so many may stay for good."""
+    def __init__(self, slots: Sequence[Slot], eviction: Eviction, limits: CoolingLimits) -> None:
+        """Nothing is cold yet."""
         self._slots = slots
         self._eviction = eviction
-        self._after = after
-        self._warm = warm
+        self._limits = limits
         self._idle: dict[int, _Idle] = {}
         """By slot."""
 
     def cool(self, idle_cells: int, step: int) -> list[MemoryEdit]:
         """Save one cold slot's cells, or drop those that were saved. `idle_cells`: that only idle slots hold."""
-        if idle_cells <= self._warm:
+        if idle_cells <= self._limits.warm:
             self._idle.clear()
             return []
         cold = [slot for slot in self._slots if self._is_cold(slot, step)]
@@ -68,4 +77,4 @@ class Cooling:
         idle = self._idle.get(slot.index)
         if idle is None or idle.last_used != slot.last_used:
             idle = self._idle[slot.index] = _Idle(slot.last_used, step)
-        return step - idle.since >= self._after
+        return step - idle.since >= self._limits.after

@@ -37,7 +37,7 @@ class ModelInfo:
     shares_cells: bool = False
     """Whether several slots can hold the same cells, so that `Backend.copy` costs nothing."""
     saves_cells: bool = False
-    """Whether `Backend.save` keeps all cells of a slot, fast enough to be worth it."""
+    """Whether `Backend.save` keeps all cells of a slot, fast enough to be worth it, and `copy` can copy."""
 
 
 class Tokenizer(Protocol):
@@ -124,7 +124,11 @@ class Backend(Protocol):
         ...
 
     def copy(self, source: int, slot: int, cells: int) -> None:
-        """Let the empty `slot` share the first `cells` cells of `source`. Needs `info.shares_cells`."""
+        """Let the empty `slot` have the first `cells` cells of `source`: the same ones with `info.shares_cells`.
+
+        Else copies, which needs `info.saves_cells`; `RuntimeError` or `MemoryError` when that fails, and the slot
+        stays empty.
+        """
         ...
 
     def state_bytes(self, slot: int) -> int:

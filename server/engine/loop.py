@@ -140,6 +140,7 @@ class EngineLoop:
             self.backend.tokenizer,
             partial_removal=info.partial_removal,
             sharing=info.shares_cells,
+            copying=info.saves_cells,
             host=self.memory,
         )
         if self.memory is not None:
@@ -185,7 +186,7 @@ class EngineLoop:
         for edit in scheduler.admit(self._clock.monotonic(), held=self.held):
             match edit:
                 case Copy():
-                    backend.copy(edit.source, edit.slot, edit.cells)
+                    self._copy(scheduler, backend, edit)
                 case Park():
                     if parking is not None:
                         parking.park(edit)
@@ -198,6 +199,17 @@ class EngineLoop:
                     backend.truncate(edit.slot, edit.keep)
                     if isinstance(edit, Admission):
                         self._open(scheduler, backend, edit)
+
+    def _copy(self, scheduler: Scheduler, backend: Backend, edit: Copy) -> None:
+        """Give a slot another's cells. Those that cannot be copied are computed."""
+        try:
+            backend.copy(edit.source, edit.slot, edit.cells)
+        except (MemoryError, RuntimeError) as error:
+            log.warning("%d cells were not copied, but are computed: %s", edit.cells, error)
+            scheduler.counters["copy_failed"] += 1
+            scheduler.restored(edit.slot, 0)
+        else:
+            scheduler.counters["copied_cells"] += 0 if backend.info.shares_cells else edit.cells
 
     def _open(self, scheduler: Scheduler, backend: Backend, edit: Admission) -> None:
         """Make a sampler. One that cannot be made ends its request alone."""

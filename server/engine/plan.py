@@ -42,7 +42,7 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The first `cells` cells of `source` become those of the empty `slot`, too. Shared, not moved."""
+    """The first `cells` cells of `source` become those of the empty `slot`, too: shared, or copied."""
 
     source: int
     slot: int

@@ -51,7 +51,7 @@ class Missed(StrEnum):
     EVICTED = "evicted"
     """They were cached, and had to make room."""
     UNSHAREABLE = "unshareable"
-    """Their slot is in use, and neither this KV layout nor this kind of model can share its cells."""
+    """Their slot is in use, and this kind of model can neither share nor copy its cells."""
     FORBIDDEN = "forbidden"
     """The request does not want any."""
 
@@ -198,9 +198,17 @@ _WEIGHT = [
 
 
 def why_missed(
-    slots: Iterable[Slot], sequence: Running, *, evicted: bool, align: int = ALIGN
+    slots: Iterable[Slot],
+    sequence: Running,
+    *,
+    evicted: bool,
+    align: int = ALIGN,
+    sharing: bool = False,
 ) -> Missed:
-    """Say why `find` found nothing for `sequence`. `evicted`: its beginning had to make room."""
+    """Say why `find` found nothing for `sequence`. `evicted`: its beginning had to make room.
+
+    `sharing`: had it been worth it, any slot could have shared its cells, or given copies.
+    """
     if not sequence.request.reuse_prefix:
         return Missed.FORBIDDEN
     if evicted:
@@ -213,7 +221,7 @@ def why_missed(
             continue
         alike = len(sequence.key) >= enough and slot.key.startswith(probe)
         if slot.scope == sequence.request.cache_scope:
-            found = Missed.UNSHAREABLE if alike else Missed.TOO_SHORT
+            found = Missed.UNSHAREABLE if alike and not sharing else Missed.TOO_SHORT
         elif alike:
             found = Missed.SCOPE if slot.cells >= LEAST_SHARED else Missed.COMPUTING_ELSEWHERE
         else:

@@ -14,6 +14,7 @@ from operator import attrgetter
 from server.core.errors import OnegpuError, QueueTimeout
 from server.core.events import Delta, Event, Failed, Finished, FinishReason, Started
 from server.core.request import GenerationRequest
+from server.engine.cooling import CoolingLimits
 from server.engine.detokenizer import Detokenizer
 from server.engine.host_memory import HostMemory
 from server.engine.interface import Tokenizer
@@ -52,22 +53,24 @@ class Scheduler:
         *,
         partial_removal: bool = True,
         sharing: bool = False,
+        copying: bool = False,
         host: HostMemory | None = None,
     ) -> None:
-        """Take what the KV memory can do: drop the end of a sequence; let sequences share cells.
+        """Take what the KV memory can do: drop the end of a sequence; let sequences share cells, or copy them.
 
         `host`: where idle prefixes go when their cells are needed.
         """
         self.limits = limits
+        cooling = CoolingLimits(limits.cold_steps, limits.warm_cells)
         self.pool = SlotPool(
             slots=limits.slots,
             kv_cells=limits.kv_cells,
             partial_removal=partial_removal,
             sharing=sharing,
+            copying=copying,
             host=host,
             align=limits.reuse_align,
-            cold_steps=limits.cold_steps if sharing else 0,
-            warm_cells=limits.warm_cells,
+            cooling=cooling if sharing and limits.cold_steps else None,
         )
         self.waiting = Waitlist()
         self.running: list[Sequence] = []
@@ -166,7 +169,7 @@ class Scheduler:
             yield from self.pool.cool(self.counters["steps"])
 
     def restored(self, slot: int, cells: int) -> None:
-        """Take what came of the last `Restore`: `cells` are there. What is missing is computed."""
+        """Take what came of the last `Restore` or `Copy`: `cells` are there. What is missing is computed."""
         self.pool.restored(self.pool.slots[slot], cells)
 
     def plan(self) -> StepPlan | None:

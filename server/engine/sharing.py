@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from server.engine.plan import MemoryEdit
 from server.engine.prefix_index import Match
@@ -41,9 +41,11 @@ class Followers:
                 leader = leader.leader
         return counts
 
-    def advance(self) -> Iterable[MemoryEdit]:
-        """Hand over what leaders have computed; one that died leaves what it has, and its place, to the first."""
-        edits: list[MemoryEdit] = []
+    def advance(self) -> Iterator[MemoryEdit]:
+        """Hand over what leaders have computed; one that died leaves what it has, and its place, to the first.
+
+        Each edit is carried out before the next one is asked for: a copy may fail.
+        """
         self._waiting = [one for one in self._waiting if one.running and one.leader is not None]
         for sequence in list(self._waiting):
             leader = sequence.leader
@@ -55,7 +57,6 @@ class Followers:
                 continue
             self._waiting.remove(sequence)
             if match.source is not None:
-                edits += self._pool.share(sequence, match.source, match.cells)
-                self._counters["cached_tokens"] += match.cells
-            sequence.cached = match.cells
-        return edits
+                yield from self._pool.share(sequence, match.source, match.cells)
+                self._counters["cached_tokens"] += sequence.computed
+            sequence.cached = sequence.computed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from server.engine.cells import MOST_RUNS, Holdings, Run, merge
-from server.engine.cooling import Cooling
+from server.engine.cooling import Cooling, CoolingLimits
 from server.engine.eviction import Eviction
 from server.engine.host_memory import Entry, HostMemory
 from server.engine.plan import Copy, MemoryEdit, Restore, Truncation
@@ -15,13 +15,11 @@ from server.engine.prefix_index import (
     TOKEN_BYTES,
     Match,
     Missed,
-    find,
-    reusable_tokens,
     shareable,
     token_key,
-    why_missed,
 )
 from server.engine.sequence import Sequence
+from server.engine.sources import Sources
 
 
 @dataclass(slots=True, eq=False)
@@ -80,15 +78,16 @@ class SlotPool:
         kv_cells: int,
         partial_removal: bool = True,
         sharing: bool = False,
+        copying: bool = False,
         host: HostMemory | None = None,
         align: int = ALIGN,
-        cold_steps: int = 0,
-        warm_cells: int = 0,
+        cooling: CoolingLimits | None = None,
     ) -> None:
-        """`partial_removal`: the memory can drop the end of a sequence; `sharing`: sequences can share cells.
+        """`partial_removal`: the memory can drop the end of a sequence.
 
-        `host`: where prefixes go that have to make room, and come back from. `align`: reuse ends at multiples of it.
-        `cold_steps`: after so many, what is idle goes there unasked, but for `warm_cells`; 0: never.
+        `sharing`: sequences can share cells; `copying`: if not, they can have copies. `host`: where prefixes go that
+        have to make room, and come back from. `align`: reuse ends at multiples of it. `cooling`: what stays idle goes
+        there unasked.
         """
         self.kv_cells = kv_cells
         self.slots = [Slot(index) for index in range(slots)]
@@ -98,12 +97,19 @@ class SlotPool:
         self._partial_removal = partial_removal
         self._sharing = sharing and partial_removal
         self._tick = 0
-        self._align = align
-        self._host = host
         self._eviction = Eviction(self.slots, host, partial_removal=partial_removal)
+        self._sources = Sources(
+            self.slots,
+            host,
+            self._eviction,
+            partial_removal=partial_removal,
+            sharing=sharing,
+            copying=copying,
+            align=align,
+        )
         self._cooling: Cooling | None = None
-        if host is not None and cold_steps:
-            self._cooling = Cooling(self.slots, self._eviction, after=cold_steps, warm=warm_cells)
+        if host is not None and cooling is not None:
+            self._cooling = Cooling(self.slots, self._eviction, cooling)
 
     def __repr__(self) -> str:
         """Show each slot as free, cached tokens, or the running request."""
@@ -127,11 +133,13 @@ class SlotPool:
         if not idle or self.reserved_cells + need > self.kv_cells:
             return None
         self._tick += 1
-        match = self._find(sequence, idle)
-        entry, parked = self._parked(sequence, match)
+        match = self._sources.find(sequence, idle)
+        entry, parked = self._sources.parked(sequence, match)
         if entry is not None:
             match = Match()
-        missed = None if match.source or match.leader or entry else self._why_missed(sequence)
+        missed = (
+            None if match.source or match.leader or entry else self._sources.why_missed(sequence)
+        )
         keep = 0 if match.leader else match.cells
         slot, edits = self._settle(sequence, idle, match, keep)
         slot.sequence, slot.reserved, slot.key = sequence, need, sequence.key
@@ -149,9 +157,10 @@ class SlotPool:
         return Placement(slot, sequence.computed, edits, match, missed)
 
     def restored(self, slot: Slot, cells: int) -> None:
-        """Note that of the cells that a running slot was to get from host memory, there are at most `cells`."""
-        if slot.sequence is not None:
-            slot.sequence.computed = min(slot.sequence.computed, cells)
+        """Note that of the cells that a running slot was to get by a copy, there are at most `cells`."""
+        if (sequence := slot.sequence) is not None:
+            sequence.computed = min(sequence.computed, cells)
+            sequence.cached = min(sequence.cached, cells)
 
     def share(self, sequence: Sequence, source: Slot, cells: int) -> list[MemoryEdit]:
         """Let a running sequence that has computed nothing yet take over `cells` of `source`."""
@@ -164,7 +173,7 @@ class SlotPool:
 
     def find(self, sequence: Sequence) -> Match:
         """Look for what a running sequence that has computed nothing could share, or wait for."""
-        return find(self.slots, sequence, turn=sequence.turn, align=self._align)
+        return self._sources.follow(sequence)
 
     def cut(self, slot: Slot) -> list[MemoryEdit]:
         """Note that the cells of a running slot end at `sequence.computed` now, earlier than they did.
@@ -232,41 +241,6 @@ class SlotPool:
 
     # Choosing
 
-    def _find(self, sequence: Sequence, idle: list[Slot]) -> Match:
-        if not sequence.request.reuse_prefix and not sequence.preempted:
-            return Match()
-        if self._sharing:
-            # What has generated waits for nobody: no prompt is that long.
-            turn = 0 if sequence.generated else float("inf")
-            return find(self.slots, sequence, turn=turn, align=self._align_of(sequence))
-        align = self._align_of(sequence)
-        return find(idle, sequence, partial_removal=self._partial_removal, align=align)
-
-    def _align_of(self, sequence: Sequence) -> int:
-        """What a request keeps is a multiple of it. One that was preempted goes on with the row that was its next."""
-        return 1 if sequence.generated else self._align
-
-    def _parked(self, sequence: Sequence, match: Match) -> tuple[Entry | None, int]:
-        """Return a prefix in host memory that is worth fetching beside what the slots have, and its cells to keep."""
-        host, request = self._host, sequence.request
-        if host is None or not (request.reuse_prefix or sequence.preempted):
-            return None, 0
-        entry, common = host.find(request.cache_scope, sequence.key, request.public_tokens)
-        if entry is None:
-            return None, 0
-        align, partial = self._align_of(sequence), self._partial_removal
-        cells = reusable_tokens(sequence.key, entry.key, partial_removal=partial, align=align)
-        if cells > common:  # what follows is another scope's
-            cells = common // align * align if partial else 0
-        if cells < match.cells + MIN_AWAITED_ROWS or cells + MIN_AWAITED_ROWS <= match.awaited:
-            return None, 0
-        host.use(entry)
-        return entry, cells
-
-    def _why_missed(self, sequence: Sequence) -> Missed:
-        evicted = self._eviction.remembers(sequence.request.cache_scope, sequence.key)
-        return why_missed(self.slots, sequence, evicted=evicted, align=self._align)
-
     def _settle(
         self, sequence: Sequence, idle: list[Slot], match: Match, keep: int
     ) -> tuple[Slot, list[MemoryEdit]]:
@@ -277,11 +251,13 @@ class SlotPool:
         def loss(slot: Slot) -> tuple[float, bool, int, int]:
             fits = keep > 0 and self._has(slot, sequence, prefix)
             lost = holdings.alone(slot, keep if fits else 0)
+            if fits and lost < MIN_AWAITED_ROWS and not self._sharing:
+                lost = 0  # for less than a copy costs
             value = lost / (1 + self._tick - slot.last_used)
             return value, not fits, slot.last_used, slot.index
 
         source = match.source if keep else None
-        if source is not None and not self._sharing:
+        if source is not None and not self._sources.copies(source, keep):
             slot = source
         else:
             slot = min(idle, key=loss)
@@ -308,6 +284,9 @@ class SlotPool:
 
     def _adopt(self, slot: Slot, source: Slot, cells: int) -> None:
         """Let the empty `slot` hold the first `cells` of `source`, and compute on from there."""
+        if not self._sharing:  # a copy, which nobody else has part in
+            slot.runs = [Run(0)]
+            return
         slot.runs = [run for run in source.runs if run.start < cells] + [Run(cells)]
 
     def _continue(self, slot: Slot, cells: int, holdings: Holdings) -> None:

@@ -105,17 +105,25 @@ class LlamaBackend:
         self._cells[slot] = keep
 
     def copy(self, source: int, slot: int, cells: int) -> None:
-        """Let the empty `slot` share the first `cells` cells of `source`: an entry per cell, no data.
+        """Let the empty `slot` have the first `cells` cells of `source`: an entry per cell in the unified layout.
 
-        Raises `ValueError` for what is not there, and where llama.cpp would copy a whole stream.
+        The split one copies all that `source` holds by way of host memory, then drops the rest; `RuntimeError` and
+        `MemoryError` when that fails. Raises `ValueError` for what is not there or cannot be copied.
         """
-        held = self._cells
+        held, info = self._cells, self._info
         known = 0 <= source < len(held) and 0 <= slot < len(held) and source != slot
-        if not self._info.shares_cells or not known or held[slot] or not 0 < cells <= held[source]:
-            message = f"slot {slot} cannot share {cells} cells of slot {source}"
+        able = info.shares_cells or (info.saves_cells and info.partial_removal)
+        if not able or not known or held[slot] or not 0 < cells <= held[source]:
+            message = f"slot {slot} cannot have {cells} cells of slot {source}"
             raise ValueError(message)
-        self._library.memory_seq_cp(self._memory, source, slot, 0, cells)
-        held[slot] = cells
+        if info.shares_cells:
+            self._library.memory_seq_cp(self._memory, source, slot, 0, cells)
+            held[slot] = cells
+            return
+        if not self.restore(slot, self.save(source, held[source])):
+            message = f"slot {slot} did not take {held[source]} cells of slot {source}"
+            raise RuntimeError(message)
+        self.truncate(slot, cells)
 
     def state_bytes(self, slot: int) -> int:
         """Bytes that `save` would take now."""

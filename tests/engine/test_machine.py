@@ -53,8 +53,8 @@ class EngineMachine(RuleBasedStateMachine):
     successor = staticmethod(hashed_successor)
     draft_rows = 0
 
-    @initialize(align=st.sampled_from([1, 8]), cold=st.sampled_from([0, 1, 4]))
-    def begin(self, align, cold):
+    @initialize(align=st.sampled_from([1, 8]), cold=st.sampled_from([0, 1, 4]), split=st.booleans())
+    def begin(self, align, cold, split):
         self.budget = HostBudget(5 * state_size(150))
         self.harness = LoopHarness(
             make_limits(
@@ -70,6 +70,7 @@ class EngineMachine(RuleBasedStateMachine):
             host=self.budget,
             successor=self.successor,
             cost=call_seconds,
+            split=split,
         )
         self.others = 0
         self.requests = {}
@@ -123,9 +124,11 @@ class EngineMachine(RuleBasedStateMachine):
         if self.harness.backend.codes.get(calls - 1) is not DecodeCode.FAILED:
             self.harness.backend.codes[calls] = code
 
-    @rule(save=st.booleans(), restore=st.booleans())
-    def copies_fail(self, save, restore):
-        self.harness.backend.save_fails, self.harness.backend.restore_fails = save, restore
+    @rule(save=st.booleans(), restore=st.booleans(), copy=st.booleans())
+    def copies_fail(self, save, restore, copy):
+        backend = self.harness.backend
+        backend.save_fails, backend.restore_fails = save, restore
+        backend.copy_fails = copy and not backend.info.shares_cells
 
     @rule(cells=st.integers(0, 1000), others=st.booleans())
     def host_memory_shrinks_or_grows(self, cells, others):

@@ -229,16 +229,81 @@ def test_what_is_public_on_both_sides_is_computed_once_for_all_scopes(public, ap
         assert harness.text(request.request_id) == alone(request)
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-def test_without_shared_cells_each_slot_computes_its_own(monkeypatch, reuse):
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_can_be_neither_shared_nor_copied_each_slot_computes(monkeypatch, shared):
     harness = LoopHarness(ROOMY)
-    monkeypatch.setattr(harness.backend, "info", replace(MODEL_INFO, shares_cells=reuse))
+    info = replace(MODEL_INFO, shares_cells=shared, saves_cells=False)
+    monkeypatch.setattr(harness.backend, "info", info)
     harness.loop.load()
     for number in range(2):
         harness.submit(question(number))
     harness.run()
-    assert harness.scheduler.counters["cached_tokens"] == (1400 if reuse else 0)
-    assert missed(harness) == ({} if reuse else {"unshareable": 1})
+    assert harness.scheduler.counters["cached_tokens"] == (1400 if shared else 0)
+    assert missed(harness) == ({} if shared else {"unshareable": 1})
+
+
+@pytest.mark.parametrize("number", [2, 4, 12])
+@pytest.mark.parametrize("apart", [0, 1, 30])
+def test_where_slots_share_no_cells_they_get_copies(number, apart):
+    harness = LoopHarness(ROOMY, split=True)
+    requests = [question(index) for index in range(number)]
+    for request in requests:
+        harness.submit(request)
+        harness.step(apart)
+    harness.run()
+    own, counters = len(requests[0].prompt) - len(SYSTEM), harness.scheduler.counters
+    assert counters["prefill_rows"] == len(SYSTEM) + number * own
+    assert counters["cached_tokens"] == (number - 1) * len(SYSTEM)
+    assert counters["copied_cells"] <= 3 * len(SYSTEM), (
+        "later ones take an idle slot's over in place"
+    )
+    for request in requests:
+        assert harness.text(request.request_id) == alone(request)
+    held = [slot.cells for slot in harness.scheduler.pool.slots]
+    assert harness.scheduler.pool.idle_cells == sum(held), "each has cells of its own"
+
+
+def test_a_copy_that_fails_is_computed():
+    harness = LoopHarness(ROOMY, split=True)
+    harness.backend.copy_fails = True
+    requests = [question(index) for index in range(4)]
+    for request in requests:
+        harness.submit(request)
+    harness.run()
+    for request in requests:
+        assert harness.text(request.request_id) == alone(request)
+        assert usage(harness, request).cached_tokens == 0
+    assert harness.scheduler.counters["copy_failed"] >= 1
+
+
+def test_a_long_slot_is_not_copied_for_a_short_beginning():
+    harness = LoopHarness(ROOMY, split=True)
+    harness.submit(make_request("b" * 70 + "l" * 1400, 100))
+    harness.step(10)
+    harness.submit(make_request("b" * 70 + "s" * 30, 4))
+    harness.step()
+    assert harness.backend.copies == []
+    harness.run()
+    assert missed(harness) == {"too_short": 1}
+
+
+def test_a_conversation_goes_on_in_its_own_slot_and_another_leaves_it_whole():
+    harness = LoopHarness(ROOMY, split=True)
+    first = make_request(SYSTEM[:700] + "x" * 200, 4)
+    harness.submit(first)
+    harness.run()
+    turn = make_request([*first.prompt, *harness.text(first.request_id).encode(), *b"go on"], 4)
+    harness.submit(turn)
+    harness.run()
+    assert harness.backend.copies == []
+    assert [slot.cells > 0 for slot in harness.scheduler.pool.slots] == [True, False, False, False]
+    other = make_request(SYSTEM[:700] + "y" * 20, 4)
+    harness.submit(other)
+    harness.run()
+    assert [copy[1:] for copy in harness.backend.copies] == [(0, 1, 696)]
+    assert harness.scheduler.pool.slots[0].cells > 900
+    for request in (first, turn, other):
+        assert harness.text(request.request_id) == alone(request)
 
 
 def test_a_follower_that_is_aborted_frees_its_slot_and_has_used_nothing():

@@ -67,6 +67,24 @@ def test_a_prefix_is_restored_beside_others_and_cut(make_driver, layout):
     assert np.abs(driver.prefill_logits(PROMPTS[:1]) - single).max() <= 2 * own + 1e-6
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_a_streams_cells_are_copied_bit_for_bit_while_it_goes_on(make_driver, kv_type):
+    backend = (driver := make_driver(layout="split", kv_type=kv_type)).backend
+    open_all(driver)
+    driver.prefill_logits([PROMPTS[0][:56]])
+    kept = driver.prefill_logits(PROMPTS[:1])
+    backend.truncate(0, 60)
+    for target in (1, 3):
+        backend.copy(0, target, 56)
+        assert (backend.cells(0), backend.cells(target)) == (60, 56)
+        backend.decode(StepPlan([Rows(target, 56, PROMPTS[0][56:], outputs=1)]))
+        assert np.array_equal(driver.logits(7), kept)
+        backend.decode(StepPlan([Rows(0, backend.cells(0), [3, 4], outputs=0)]))
+        backend.truncate(0, 60)
+    with pytest.raises(ValueError, match="slot 3 cannot have 8 cells of slot 0"):
+        backend.copy(0, 3, 8)
+
+
 def test_too_few_cells_leave_an_empty_slot_and_unharmed_neighbours(make_driver):
     driver = make_driver(SCRIPTED, layout="unified", n_ctx=256, kv_cells=256)
     backend, long = driver.backend, prompt_of(7, 150)
