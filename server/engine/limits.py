@@ -30,7 +30,6 @@ class SchedulerLimits:
     """So many idle cells may stay: their tax is a few percent of a step at most."""
     target_gap: float | None = 0.3
     """Seconds that a step with streams should take at most, as far as was measured; None: whatever it takes."""
-    """Seconds that such a step should take at most, as far as was measured; None: whatever it takes."""
     draft_rows: int = 0
     """Most rows of a step for tokens of drafts, over all sequences; 0: nothing is drafted."""
 

@@ -114,7 +114,7 @@ class Speculation:
 
         `likely`: minus the probability that the next row of a sequence comes true, that of one row, its index.
         """
-        streams = len(sequences)
+        streams, gap = len(sequences), self._limits.target_gap
         span = attended = sum(len(sequence.tokens) for sequence in sequences)
         plain = self._seconds(streams, span, attended)
         if plain is None:
@@ -138,7 +138,9 @@ class Speculation:
             if count & (count - 1) and count % 8 and likely and count < room:
                 continue
             seconds = self._seconds(streams + count, span, attended)
-            if seconds is not None and expected > best * seconds:
+            if seconds is None or (gap is not None and streams > 1 and seconds > gap):
+                break  # the others would wait for longer than they should
+            if expected > best * seconds:
                 best, rows = expected / seconds, count
                 self._saved, self._spent = plain / streams, (seconds - plain) / count
         return Counter(order[:rows])

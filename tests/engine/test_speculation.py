@@ -159,6 +159,27 @@ def test_drafts_of_several_share_the_rows_and_neighbours_go_on():
     assert most.draft_rows <= 20
 
 
+@pytest.mark.parametrize("gap", [0.045, 0.07, 0.1])
+def test_other_streams_wait_no_longer_for_a_draft_than_they_should(gap):
+    """A stream alone has no others, and takes what is fastest."""
+
+    def slow(plan):
+        return 0.04 + 0.002 * rows(plan)
+
+    script = VERSE * 12
+    harness = make_harness(slow, successor=recite(script), target_gap=gap)
+    first, second = make_request(script[:80], 600), make_request(script[:90], 150)
+    assert answers(harness, [first, second]) == [script[80:680], script[90:240]]
+    together, alone = (
+        [plan for plan in harness.backend.plans if plan.draft_rows and plan.decode_rows == streams]
+        for streams in (2, 1)
+    )
+    # The first guess at what so many rows take may be wrong.
+    assert all(slow(plan) <= 1.02 * gap for plan in together[2:])
+    assert bool(together[2:]) == (gap > 0.045)
+    assert max(map(slow, alone)) > 0.1
+
+
 @pytest.mark.parametrize("reused", [True, False])
 def test_a_reused_prefix_is_looked_up_too(reused):
     script = VERSE * 6
