@@ -82,10 +82,22 @@ class Lookup:
                 self._streak = 0
                 self._rate -= _GAIN * self._rate
                 self._next = -1
+        if last < _ALIKE:
+            return
+        first, second, third, new = (
+            tokens[last - 3],
+            tokens[last - 2],
+            tokens[last - 1],
+            tokens[last],
+        )
         if self._indexed == last:
-            self.index(tokens, 1)
+            self._continuations[hash((first, second, third))] = last
+            self._indexed = last + 1
         if self._next < 0:
-            self._next = self._find(tokens)
+            found = self._continuations.get(hash((second, third, new)), -1)
+            # Hashes may be equal by accident.
+            alike = found >= 0 and (second, third, new) == (*tokens[found - _ALIKE : found],)
+            self._next = found if alike else -1
 
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
         """Return the next `most` tokens as they are predicted; what repeats is taken to go on repeating."""
@@ -95,9 +107,3 @@ class Lookup:
         while len(drafted) < most:
             drafted += tokens[self._next : self._next + most - len(drafted)]
         return drafted
-
-    def _find(self, tokens: Sequence[int]) -> int:
-        head = tuple(tokens[-_ALIKE:])
-        found = self._continuations.get(hash(head), -1)
-        # Hashes may be equal by accident.
-        return found if found >= 0 and tuple(tokens[found - _ALIKE : found]) == head else -1
