@@ -17,7 +17,7 @@ from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
 from server.llama import saved
 from server.llama.batch import BatchBuffer
 from server.llama.dry import DryPrototypes
-from server.llama.logprobs import logprobs_of
+from server.llama.logprobs import LogprobReader
 from server.llama.model import LoadedModel, free_model, load_model, read_info
 from server.llama.native import library
 from server.llama.params import LlamaParams
@@ -49,6 +49,8 @@ class LlamaBackend:
         self._samplers: list[Sampler | None] = [None] * params.slots
         self._aside: dict[str, Sampler] = {}
         """By request id: of sequences that have no slot for a while."""
+        self._logprobs: LogprobReader | None = None
+        """Made when somebody asks for log-probabilities."""
         self._source = SamplerSource(
             library=self._library,
             vocab=vocab_address,
@@ -300,7 +302,9 @@ class LlamaBackend:
         if sampler.logprobs is None:
             return Sample(token)
         logits = _floats_at(row, self._n_vocab)
-        return Sample(token, logprobs_of(logits, token, sampler.logprobs))
+        if self._logprobs is None:
+            self._logprobs = LogprobReader(self._n_vocab)
+        return Sample(token, self._logprobs.read(logits, token, sampler.logprobs))
 
     def warm_up(self, *, deep: bool | None = None) -> int:
         """Decode once and forget it, so that the first request waits for no page or pool.

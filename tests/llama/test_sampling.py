@@ -10,7 +10,7 @@ import pytest
 from server.core.errors import GenerationFailed
 from server.core.request import GenerationRequest, SamplingParams
 from server.llama.dry import DryPrototypes, DrySettings
-from server.llama.logprobs import logprobs_of
+from server.llama.logprobs import LogprobReader
 from server.llama.sampling import make_sampler
 from tests.llama.driving import GREEDY, prompt_of
 from tests.models import ModelSpec
@@ -287,14 +287,14 @@ def test_logprobs_are_the_models_own_distribution(make_driver, top):
 
 def test_logprobs_of_huge_logits_do_not_overflow():
     logits = np.array([1000.0, 999.0, -1000.0], dtype=np.float32)
-    found = logprobs_of(logits, 1, 3)
+    found = LogprobReader(len(logits)).read(logits, 1, 3)
     assert [entry.token_id for entry in found.top] == [0, 1, 2]
     assert found.logprob == pytest.approx(-1 - math.log(1 + math.exp(-1)))
     assert found.top[2].logprob == pytest.approx(-2000, abs=1)
 
 
 def test_ties_are_told_by_id():
-    found = logprobs_of(np.zeros(50, dtype=np.float32), 7, 50)
+    found = LogprobReader(50).read(np.zeros(50, dtype=np.float32), 7, 50)
     assert [entry.token_id for entry in found.top] == list(range(50))
 
 
