@@ -123,9 +123,15 @@ class ScriptedBackend:
         sample: Callable[[int], Sample] | None = None,
         partial_removal: bool = True,
         split: bool = False,
+        tile_rows: int = 1,
     ) -> None:
         """`codes`: number of the decode call, from 0 → the code it shall return; `split`: copies share no cells."""
-        self.info = replace(MODEL_INFO, partial_removal=partial_removal, shares_cells=not split)
+        self.info = replace(
+            MODEL_INFO,
+            partial_removal=partial_removal,
+            shares_cells=not split,
+            tile_rows=tile_rows,
+        )
         self.tokenizer = ByteTokenizer()
         self.limits = limits
         self.successor = successor

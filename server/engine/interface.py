@@ -34,6 +34,8 @@ class ModelInfo:
     metadata: Mapping[str, str] = field(default_factory=dict)
     partial_removal: bool = True
     """False for recurrent and hybrid memories, whose sequences can only be removed whole."""
+    tile_rows: int = 1
+    """Rows that a call computes attention for at once, if it has as many; 1 where that makes no difference."""
     shares_cells: bool = False
     """Whether several slots can hold the same cells, so that `Backend.copy` costs nothing."""
     saves_cells: bool = False

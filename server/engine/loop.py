@@ -141,6 +141,7 @@ class EngineLoop:
             partial_removal=info.partial_removal,
             sharing=info.shares_cells,
             copying=info.saves_cells,
+            tile_rows=info.tile_rows,
             host=self.memory,
         )
         if self.memory is not None:

@@ -31,8 +31,10 @@ _OFF_CALLS = 3
 _MOST_PER_ROW = 1.25
 """A row of a larger call costs at most so many times what it costs in a smaller one. Else one
 outlier could keep large calls from being tried, and so corrected, for ever."""
+_EXTRAS = 4
+"""Of a call: what its outputs and contexts add."""
 _SWEEPS = 8
-"""Of coordinate descent over three unknowns."""
+"""Of coordinate descent over as many unknowns."""
 
 
 class Work(NamedTuple):
@@ -108,23 +110,24 @@ class _Pool(NamedTuple):
 class Pace:
     """Belongs to the engine thread. Other threads may read `prefill_row_seconds`."""
 
-    def __init__(self) -> None:
-        """Nothing is measured yet."""
+    def __init__(self, tile_rows: int = 1) -> None:
+        """Nothing is measured yet. `tile_rows`: as in `ModelInfo`; calls with fewer rows attend at another price."""
+        self._tile = tile_rows
         self.prefill_row_seconds: float | None = None
         """What a prompt row takes in the largest calls seen, at the beginning of a context."""
         self._entries: dict[int, _Entry] = {}
         self._curve: list[tuple[float, float]] = []
         """Rows → seconds without what outputs and contexts add; both ascend."""
-        self._slopes = [0.0, 0.0, 0.0]
-        """Seconds per output, cell read, cell attended."""
-        self._moments = [[0.0] * 3 for _ in range(3)]
-        self._products = [0.0] * 3
+        self._slopes = [0.0] * _EXTRAS
+        """Seconds per output, cell read, cell attended row by row, cell attended in tiles."""
+        self._moments = [[0.0] * _EXTRAS for _ in range(_EXTRAS)]
+        self._products = [0.0] * _EXTRAS
 
     def observe(self, work: Work, seconds: float) -> None:
         """Learn from a call that succeeded."""
         if work.rows < 1 or seconds <= 0:
             return
-        extras = [float(work.outputs), float(work.span), float(work.attended)]
+        extras = self._extras(work)
         bucket = _bucket(work.rows)
         entry = self._entries.get(bucket)
         if entry is None:
@@ -143,13 +146,13 @@ class Pace:
                 entry.extras[index] += gain * (extra - entry.extras[index])
         self._curve = self._fit()
         largest, base = self._curve[-1]
-        self.prefill_row_seconds = base / largest + self._slopes[2] * largest / 2
+        self.prefill_row_seconds = base / largest + self._attending(largest) * largest / 2
 
     def seconds(self, work: Work) -> float | None:
         """Return what `work` should take; None before anything was measured."""
         if not self._curve:
             return None
-        return self._base(work.rows) + _dot(self._slopes, work[1:])
+        return self._base(work.rows) + _dot(self._slopes, self._extras(work))
 
     def step_seconds(
         self,
@@ -175,7 +178,9 @@ class Pace:
         if not self._curve:
             return None
         calls, rest = divmod(rows, chunk)
-        seconds = self._slopes[2] * attended_cells(start, rows)
+        whole = calls * chunk
+        seconds = self._attending(chunk) * attended_cells(start, whole)
+        seconds += self._attending(rest) * attended_cells(start + whole, rest)
         spans = calls * start + chunk * calls * (calls + 1) // 2
         if rest:
             seconds += self._base(rest)
@@ -183,6 +188,18 @@ class Pace:
         return seconds + calls * self._base(chunk) + self._slopes[1] * spans
 
     # Details
+
+    def _extras(self, work: Work) -> list[float]:
+        """Sort cells attended by how they are; a tile that is not full costs as much as a full one."""
+        rows, attended = work.rows, float(work.attended)
+        if rows < self._tile:
+            return [float(work.outputs), float(work.span), attended, 0.0]
+        full = -(-rows // self._tile) * self._tile / rows
+        return [float(work.outputs), float(work.span), 0.0, attended * full]
+
+    def _attending(self, rows: float) -> float:
+        """Return seconds per cell attended in calls of so many rows."""
+        return self._slopes[2 if rows < self._tile else 3]
 
     def _base(self, rows: float) -> float:
         """Interpolate; less than was ever measured takes as long as the least, more in proportion."""

@@ -25,9 +25,23 @@ UNMEASURED_ROWS = 128
 class Room:
     """What one step has left: rows, and seconds where somebody waits for its end."""
 
-    def __init__(self, pace: Pace, work: Work, rows: int, seconds: float | None) -> None:
-        """`work`: what is planned already; `seconds`: for all of the step."""
+    def __init__(
+        self,
+        pace: Pace,
+        work: Work,
+        rows: int,
+        seconds: float | None,
+        *,
+        align: int = ALIGN,
+        tile: int = 1,
+    ) -> None:
+        """`work`: what is planned already; `seconds`: for all of the step.
+
+        Chunks end at multiples of `align`. `tile`: as `ModelInfo.tile_rows`.
+        """
         self._pace = pace
+        self._align = align
+        self._tile = tile
         self._work = work
         self._rows = rows
         self._seconds = seconds
@@ -36,13 +50,16 @@ class Room:
     def take(self, start: int, remaining: int) -> int:
         """Return how many of a prompt's `remaining` rows fit, the first at position `start`; they are planned now.
 
-        The first prompt gets some whatever they take.
+        The first prompt gets some whatever they take, and a tile is filled: its last rows cost less than nothing.
         """
         most = min(remaining, self._rows)
         count = most if self._seconds is None else self._fitting(start, most, remaining)
+        if count < most:
+            total = max((self._work.rows + count) // self._tile, 1) * self._tile
+            count = min(max(total - self._work.rows, 0), most)
         if self._empty:
             count = max(count, min(most, MIN_PREFILL_ROWS))
-        count = chunk_rows(start, start + remaining, count)
+        count = chunk_rows(start, start + remaining, count, self._align)
         if count:
             self._work = self._with(start, count)
             self._rows -= count
@@ -77,8 +94,9 @@ class Prefill:
     first gets rows in at least one of `MOST_PASSED` + 1 steps, so every prompt ends in bounded time.
     """
 
-    def __init__(self, limits: SchedulerLimits, pace: Pace) -> None:
-        """Nobody was passed yet."""
+    def __init__(self, limits: SchedulerLimits, pace: Pace, tile_rows: int = 1) -> None:
+        """Nobody was passed yet. `tile_rows`: as in `ModelInfo`."""
+        self._tile = tile_rows
         self._limits = limits
         self._pace = pace
         self._passed = 0
@@ -119,7 +137,9 @@ class Prefill:
             else:
                 seconds = max(seconds, alone * (1 + PREFILL_SHARE))
         most = min(limits.max_rows - work.rows, most) >> halvings
-        return Room(self._pace, work, max(most, MIN_PREFILL_ROWS), seconds)
+        most = max(most, MIN_PREFILL_ROWS)
+        align = limits.reuse_align
+        return Room(self._pace, work, most, seconds, align=align, tile=self._tile)
 
 
 def _packed(order: Iterable[Running], room: Room) -> list[Rows]:

@@ -94,14 +94,14 @@ def reusable_tokens(
     return _whole(min(common, prompt_tokens - align), align)
 
 
-def chunk_rows(start: int, end: int, budget: int) -> int:
-    """Rows of `start` … `end` to prefill now, at most `budget`, leaving `ALIGN` or more, or none.
+def chunk_rows(start: int, end: int, budget: int, align: int = ALIGN) -> int:
+    """Rows of `start` … `end` to prefill now, at most `budget`, leaving `align` or more, or none.
 
-    Zero when a budget below `MIN_PREFILL_ROWS` does not reach the next multiple of `ALIGN`.
+    Zero when a budget below `MIN_PREFILL_ROWS` does not reach the next multiple of `align`.
     """
     if end - start <= budget:
         return end - start
-    stop = min(start + budget, end - ALIGN) // ALIGN * ALIGN
+    stop = min(start + budget, end - align) // align * align
     return max(0, stop - start)
 
 

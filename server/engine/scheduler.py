@@ -54,11 +54,12 @@ class Scheduler:
         partial_removal: bool = True,
         sharing: bool = False,
         copying: bool = False,
+        tile_rows: int = 1,
         host: HostMemory | None = None,
     ) -> None:
         """Take what the KV memory can do: drop the end of a sequence; let sequences share cells, or copy them.
 
-        `host`: where idle prefixes go when their cells are needed.
+        `tile_rows`: as in `ModelInfo`; `host`: where idle prefixes go when their cells are needed.
         """
         self.limits = limits
         cooling = CoolingLimits(limits.cold_steps, limits.warm_cells)
@@ -76,8 +77,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         """Sorted by slot: llama.cpp's split KV layout is slower on unsorted rows."""
         self.counters: Counter[str] = Counter()
-        self.pace = Pace()
-        self._prefill = Prefill(limits, self.pace)
+        self.pace = Pace(tile_rows)
+        self._prefill = Prefill(limits, self.pace, tile_rows)
         self._followers = Followers(self.pool, self.counters)
         self._speculation: Speculation | None = None
         if limits.draft_rows and partial_removal:

@@ -33,6 +33,8 @@ _EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _SPLIT_NONE = 0
 _FLASH = {"on": 1, "off": 0}
 _ALL_LAYERS = -1
+_TILE_ROWS = 64
+"""`GGML_FA_TILE_Q` (ggml-cpu/common.h)."""
 _LONGEST_VALUE = 256
 """Bytes kept of a metadata value; the chat template and the token list are longer and have their
 own ways."""
@@ -229,10 +231,28 @@ def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelIn
         created=int(params.path.stat().st_mtime),
         metadata=metadata,
         partial_removal=partial_removal,
+        tile_rows=tile_rows(library, model, params),
         shares_cells=partial_removal and params.unified,
         # A state leaves out the cells that a sliding window has passed: cut to less, it would lack some.
         saves_cells=library.model_n_swa(model) == 0 and params.flash_attention != "off",
     )
+
+
+def tile_rows(library: Library, model: Address, params: LlamaParams) -> int:
+    """Rows of ggml's attention tiles on a CPU; 1 where it does not use them.
+
+    It takes each K and V from memory once for 64 rows, in calls that have as many (ggml-cpu/ops.cpp: `use_tiled`),
+    and once for each row otherwise. Of split streams every one would have to have as many.
+    """
+    gpu = gpu_layers(library, params)
+    tiled = (
+        0 <= gpu < library.model_n_layer(model)
+        and params.unified
+        and params.kv_type == params.value_type
+        and params.kv_type in ("f16", "f32")
+        and params.flash_attention != "off"
+    )
+    return _TILE_ROWS if tiled else 1
 
 
 def _read_metadata(library: Library, model: Address) -> dict[str, str]:

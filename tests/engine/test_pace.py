@@ -9,7 +9,7 @@ import pytest
 from server.engine.loop import EngineLoop
 from server.engine.pace import Pace, Work, attended_cells
 from server.engine.plan import DecodeCode, Rows
-from tests.engine.machines import CPU, GPU, Machine, machine
+from tests.engine.machines import CPU, GPU, TILED, Machine, machine
 from tests.factories import FakeClock, ScriptedBackend, make_limits, make_request
 
 
@@ -67,6 +67,19 @@ def test_nothing_is_said_before_anything_was_measured():
 def test_a_machine_is_learned_to_within_a_fifth(points, slow):
     pace, truth = Pace(), machine(points)
     serve(pace, truth, seed=1, slow=slow)
+    assert max(errors(pace, truth)) < 0.2
+
+
+def test_attention_in_tiles_and_row_by_row_have_prices_of_their_own():
+    pace, truth = Pace(TILED.tile), machine(TILED)
+    serve(pace, truth, seed=8)
+    less, more = (
+        pace.step_seconds(0, rows, outputs=1, span=1500, attended=attended_cells(1400, rows))
+        for rows in (48, 64)
+    )
+    assert less is not None
+    assert more is not None
+    assert less > 1.2 * more
     assert max(errors(pace, truth)) < 0.2
 
 

@@ -8,7 +8,7 @@ from server.engine.pace import Work
 from server.engine.plan import StepPlan
 from server.engine.prefill import LONGER, MOST_PASSED, PREFILL_SHARE, UNMEASURED_ROWS
 from server.engine.prefix_index import MIN_PREFILL_ROWS
-from tests.engine.machines import CPU, GPU, machine, timed
+from tests.engine.machines import CPU, GPU, TILED, machine, timed
 from tests.factories import LoopHarness, make_limits, make_request
 
 TARGET = 0.25
@@ -59,7 +59,7 @@ def streaming(harness: LoopHarness, count: int, tokens: int = 1000) -> list[str]
 
 def taught(truth=CPU, streams: int = 3, **fields) -> tuple[LoopHarness, list]:
     """A harness that knows its machine, and `streams` that run on it."""
-    harness = LoopHarness(make_limits(**(LIMITS | fields)))
+    harness = LoopHarness(make_limits(**(LIMITS | fields)), tile_rows=truth.tile)
     calls = timed(harness, machine(truth))
     harness.submit(make_request(prompt(900, "z"), 4))
     harness.run()
@@ -94,6 +94,27 @@ def test_the_chunk_shrinks_as_more_streams_run_and_contexts_grow():
     assert first == sorted(first, reverse=True)
     assert first[0] > first[-1]
     assert all(one[-1] < one[0] for one in chunks)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.25, 0.7, 2.0])
+def test_where_attention_is_computed_in_tiles_a_step_fills_them(target):
+    harness, calls = taught(TILED, 3, target_gap=target, reuse_align=1)
+    document = harness.submit(make_request(prompt(3000, "d"), 2))
+    tell(harness, document)
+    *chunks, _last = [plan.prefill_rows + plan.decode_rows for plan, _ in calls]
+    assert chunks
+    assert all(rows % TILED.tile == 0 for rows in chunks)
+    assert max(chunks) > TILED.tile if target == 2.0 else set(chunks[8:]) == {TILED.tile}
+
+
+def test_a_short_prompt_that_leaves_a_tile_unfilled_takes_a_long_one_along():
+    harness, calls = taught(TILED, 2, target_gap=0.05, reuse_align=1)
+    harness.submit(make_request(prompt(3000, "d"), 2))
+    harness.step()
+    short = harness.submit(make_request(prompt(30, "s"), 2))
+    calls.clear()
+    tell(harness, short)
+    assert [plan.prefill_rows + plan.decode_rows for plan, _ in calls] == [TILED.tile]
 
 
 def test_nobody_streams_and_prefill_has_the_whole_step():
