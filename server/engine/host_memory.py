@@ -112,6 +112,8 @@ class HostMemory:
     def __init__(self, budget: HostBudget) -> None:
         """Join those who share `budget`; `close` leaves them."""
         self.nbytes = 0
+        self.row_seconds: float | None = None
+        """What computing a prompt row takes; None while nobody knows."""
         self._budget = budget
         self._roots: dict[str | None, _Node] = {}
         """Scope → the root of its entries; None → that of what is public of all entries."""
@@ -204,16 +206,19 @@ class HostMemory:
             self._leave(None, entry.key[: entry.public * TOKEN_BYTES], entry)
 
     def measured(self, cells: int, seconds: float) -> None:
-        """Take what a copy, one way, of `cells` cells took. Later ones count more."""
+        """Take what it took to copy `cells` cells back. Later ones count more."""
         self._copied_cells = (self._copied_cells + cells) // 2
         self._copied_seconds = (self._copied_seconds + seconds) / 2
 
-    @property
-    def cell_seconds(self) -> float | None:
-        """Seconds that copying one cell takes; None while nobody knows."""
-        if self._copied_cells == 0 or self._copied_seconds <= 0.0:
-            return None
-        return self._copied_seconds / self._copied_cells
+    def is_worth(self, entry: Entry, rows: int) -> bool:
+        """Tell whether to copy all of `entry` back is quicker than to compute `rows` rows.
+
+        While one of the two was never measured, from `BLOCK` rows on.
+        """
+        if self.row_seconds is None or self._copied_seconds <= 0.0:
+            return rows >= BLOCK
+        copying = entry.cells * self._copied_seconds / self._copied_cells
+        return rows * self.row_seconds > copying
 
     def trim(self) -> None:
         """Give back what is beyond this engine's share, which is smaller when another one has come."""

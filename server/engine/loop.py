@@ -169,6 +169,8 @@ class EngineLoop:
             self.step_seconds += now - before
             if result.code is DecodeCode.OK:
                 scheduler.pace.observe(Work.of(plan.rows), now - before)
+                if self.memory is not None:
+                    self.memory.row_seconds = scheduler.pace.prefill_row_seconds
             else:
                 log.error("A decode call ended with %s %s", result.code.name, result.reason)
             scheduler.apply(plan, result, now)

@@ -33,7 +33,6 @@ class Parking:
         if not memory.make_room(nbytes, edit.scope, edit.key, edit.public):
             self._counters["park_refused"] += 1
             return False
-        before = self._clock.monotonic()
         try:
             state = self._backend.save(edit.slot, cells)
         except (MemoryError, RuntimeError) as error:
@@ -42,7 +41,6 @@ class Parking:
             log.warning("A prefix of %d tokens was not saved: %s", cells, error)
             return False
         memory.add(edit.scope, edit.key, state, edit.public)
-        memory.measured(cells, self._clock.monotonic() - before)
         self._counters["parked"] += 1
         self._counters["bytes_parked"] += nbytes
         return True

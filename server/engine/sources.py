@@ -78,7 +78,8 @@ class Sources:
         cells = reusable_tokens(sequence.key, entry.key, partial_removal=partial, align=align)
         if cells > common:  # what follows is another scope's
             cells = common // align * align if partial else 0
-        if cells < match.cells + MIN_AWAITED_ROWS or cells + MIN_AWAITED_ROWS <= match.awaited:
+        gain = cells - match.cells
+        if gain <= 0 or match.awaited >= cells + MIN_AWAITED_ROWS or not host.is_worth(entry, gain):
             return None, 0
         host.use(entry)
         return entry, cells

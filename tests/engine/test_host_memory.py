@@ -1,7 +1,6 @@
 """Which prefixes stay in host memory, and that their bytes stay within bounds."""
 
 import hypothesis.strategies as st
-import pytest
 from hypothesis import given
 
 from server.engine.host_memory import BLOCK, MOST_ENTRIES, HostBudget, HostMemory
@@ -145,12 +144,16 @@ def test_there_are_not_more_entries_than_can_be_looked_at():
     assert len(memory) == MOST_ENTRIES
 
 
-@pytest.mark.parametrize("after", [1, 5])
-def test_the_rate_of_copying_follows_what_was_measured(after):
-    memory = HostMemory(HostBudget(1))
-    assert memory.cell_seconds is None
-    memory.measured(1000, 0.0)
-    assert memory.cell_seconds is None
-    for _ in range(after):
-        memory.measured(1000, 0.01)
-    assert memory.cell_seconds == pytest.approx(1e-5, rel=0.5 if after == 1 else 0.05)
+def test_whether_to_copy_or_compute_follows_what_was_measured():
+    memory = of_cells(1000)
+    entry = put(memory, "a" * 1000)
+    assert [memory.is_worth(entry, rows) for rows in (BLOCK - 1, BLOCK)] == [False, True]
+    memory.measured(500, 0.005)  # 10 ms for all of it
+    assert [memory.is_worth(entry, rows) for rows in (BLOCK - 1, BLOCK)] == [False, True]
+    memory.row_seconds = 0.001
+    assert [memory.is_worth(entry, rows) for rows in (9, 11)] == [False, True]
+    memory.row_seconds = 0.00005  # a card computes 200 rows meanwhile
+    assert [memory.is_worth(entry, rows) for rows in (199, 201)] == [False, True]
+    for _ in range(8):
+        memory.measured(500, 0.05)  # its bus became slower
+    assert [memory.is_worth(entry, rows) for rows in (1900, 2001)] == [False, True]

@@ -302,3 +302,14 @@ def test_a_shared_beginning_stays_for_who_runs_and_its_long_end_goes():
     )
     harness.run()
     assert harness.text(stream.request_id) == alone_in(COOL, stream)
+
+
+def test_what_is_computed_sooner_than_copied_is_computed():
+    harness = parked_harness()
+    memory = harness.loop.memory
+    memory.measured(100, 1.0)  # 3 s for the entry
+    memory.row_seconds = 0.001
+    again = ask(harness, "a" * 300)
+    assert cached(harness, again) == 0
+    assert harness.backend.restores == []
+    assert harness.text(again.request_id) == alone(again)
