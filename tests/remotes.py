@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-import uvicorn
 
 from server.core.clock import Clock
 from server.gateway.agent import Agent
 from server.gateway.remote.breaker import BreakerLimits
 from server.gateway.remote.model import UNKNOWN, Distant, Remote, RemoteLimits
 from tests.fakes import FakeClock
+from tests.listening import listening
 from tests.serving import Stack
 
 KEY = "sk-remote-0123456789"
@@ -139,32 +137,12 @@ class FakeRemote:
         return self.exchanges[-1]
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self):
-        yield
-
-
 @contextlib.asynccontextmanager
 async def remote_server(remote: FakeRemote) -> AsyncIterator[FakeRemote]:
     """Serve until the block ends."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    remote.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    config = uvicorn.Config(
-        remote,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
-    server = _Server(config)
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
+    async with listening(remote, ws="none", timeout_graceful_shutdown=1) as (address, _):
+        remote.url = f"{address}/v1"
         yield remote
-    finally:
-        server.should_exit = True
-        await running
 
 
 def distant(

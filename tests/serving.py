@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -44,6 +42,7 @@ from server.ops.metrics_fallback import FallbackCollector
 from server.ops.metrics_gpu import GpuCollector
 from server.ops.metrics_keys import KeyRefusalsCollector
 from tests.fakes import FakeEngine
+from tests.listening import listening
 
 MODEL = "fake-model"
 CARD = "0000:3b:00.0"
@@ -161,33 +160,16 @@ def adopted(engine: FakeEngine, admission: Line, name: str = MODEL) -> Host:
     return host
 
 
-class _Server(uvicorn.Server):
-    """Leaves the test process's signal handlers alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):
-        yield
-
-
 @contextlib.asynccontextmanager
 async def serve(stack: Stack) -> AsyncIterator[Stack]:
     """Serve until the block ends; then nothing may be left over."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    stack.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        stack.app,
-        http=bounded(stack.connections, EarlyAnswers(stack.reporter)),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_keep_alive=stack.idle_timeout,
-        timeout_graceful_shutdown=5,
-    )
-    server = stack.server = _Server(config)
-    running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        yield stack
+        async with listening(
+            stack.app,
+            http=bounded(stack.connections, EarlyAnswers(stack.reporter)),
+            timeout_keep_alive=stack.idle_timeout,
+            timeout_graceful_shutdown=5,
+        ) as (stack.url, stack.server):
+            yield stack
     finally:
-        server.should_exit = True
-        await running
         stack.service.shutdown()

@@ -15,6 +15,7 @@ from server.core.errors import EngineDead, GenerationFailed, InvalidApiKey, Queu
 from server.gateway.answers import AnswerLimits
 from server.gateway.principal import Principal
 from server.gateway.rate_limit import RateLimits
+from tests.api.asking import under_way
 from tests.fakes import FakeEngine
 from tests.serving import MODEL, Stack, serve
 from tests.standby import Trio
@@ -30,21 +31,10 @@ def manual(**fields) -> Stack:
     return Stack(engine=FakeEngine(manual=True), **fields)
 
 
-@contextlib.asynccontextmanager
-async def asking(stack, body=STREAM, path=CHAT, **headers):
-    """A request with the key: gives a task whose result is the open answer; its connection is cut."""
-    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
-        sent = {**KEY, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        request = client.build_request("POST", path, json=body, headers=sent)
-        task = asyncio.create_task(client.send(request, stream=True))
-        try:
-            yield task
-        finally:
-            if task.done() and not task.cancelled() and task.exception() is None:
-                await task.result().aclose()
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, httpx.HTTPError):
-                await task
+def asking(stack, body=STREAM, path=CHAT, **headers):
+    """A request with the key."""
+    sent = {**KEY, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return under_way(stack, body, path, sent)
 
 
 async def data(answer):

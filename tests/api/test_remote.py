@@ -19,6 +19,7 @@ from server.gateway.rate_limit import RateLimits
 from server.gateway.remote import address
 from server.gateway.remote.watch import RemoteWatch
 from server.gateway.routing import Routes
+from tests.api.asking import under_way
 from tests.remotes import KEY, Exchange, FakeRemote, chunk, distant, remote_server, usage
 from tests.serving import MODEL, serve
 from tests.standby import DEFAULT, Trio
@@ -69,18 +70,8 @@ async def post(stack: Trio, path: str = CHAT, headers=None, **body):
         return await client.post(path, json=body, headers=headers)
 
 
-@contextlib.asynccontextmanager
-async def asking(stack: Trio, **body):
-    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
-        content = {"model": "far", "messages": HELLO, "stream": True, **body}
-        request = client.build_request("POST", CHAT, json=content)
-        task = asyncio.create_task(client.send(request, stream=True))
-        try:
-            yield task
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, httpx.HTTPError):
-                await (await task).aclose()
+def asking(stack: Trio, **body):
+    return under_way(stack, {"model": "far", "messages": HELLO, "stream": True, **body})
 
 
 async def lines_of(stack: Trio, **body) -> list[str]:

@@ -7,13 +7,13 @@ import contextlib
 import json
 from dataclasses import replace
 
-import httpx
 import openai
 import pytest
 
 from server.api.sse import EventStream
 from server.core.errors import ClientStalled, EngineDead, GenerationFailed
 from server.gateway.spec import GenerationSpec, TextPrompt
+from tests.api.asking import under_way
 from tests.fakes import FakeEngine
 from tests.raw_http import answer, connected, counted, post
 from tests.serving import MODEL, Stack, serve
@@ -29,20 +29,8 @@ def manual(**api) -> Stack:
     return stack.with_api(**api) if api else stack
 
 
-@contextlib.asynccontextmanager
-async def asking(stack, body=STREAM):
-    """A request under way: gives a task whose result is the open answer."""
-    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
-        request = client.build_request("POST", CHAT, json=body)
-        task = asyncio.create_task(client.send(request, stream=True))
-        try:
-            yield task
-        finally:
-            if task.done() and not task.cancelled() and task.exception() is None:
-                await task.result().aclose()
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, httpx.HTTPError):
-                await task
+def asking(stack, body=STREAM):
+    return under_way(stack, body)
 
 
 async def blocks(answer):

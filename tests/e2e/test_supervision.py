@@ -32,6 +32,11 @@ def is_gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def worker_of(server: LiveServer) -> int:
+    (worker,) = children(server.process.pid)
+    return worker
+
+
 def test_requests_outlive_workers_that_are_killed() -> None:
     seen = asyncio.run(tally(DEMO, users=12, kills=2, pause=0.0))
 
@@ -53,8 +58,7 @@ def test_a_request_that_brings_the_server_down_twice_is_refused() -> None:
                 lines = response.iter_lines()
                 while '"content":"' not in next(lines):
                     pass
-                (worker,) = children(server.process.pid)
-                os.kill(worker, signal.SIGABRT)
+                os.kill(worker_of(server), signal.SIGABRT)
                 with pytest.raises(httpx.RemoteProtocolError):
                     list(lines)
         refused = http.post("/v1/chat/completions", json=poison)
@@ -68,27 +72,41 @@ def test_a_request_that_brings_the_server_down_twice_is_refused() -> None:
 
 def test_a_worker_ends_when_its_supervisor_is_killed() -> None:
     with LiveServer() as server:
-        (worker,) = children(server.process.pid)
+        worker = worker_of(server)
         server.process.kill()
         assert server.wait() == -signal.SIGKILL
         until(lambda: is_gone(worker))
 
 
-def test_a_configuration_that_went_wrong_does_not_keep_a_worker_from_its_restart(
-    tmp_path: Path,
-) -> None:
-    config = tmp_path / "onegpu.yaml"
+def after_a_restart_with(configuration: str, folder: Path) -> str:
+    """Kill the worker of a server whose configuration has become this; return what was told.
+
+    The next one must serve with the configuration that the first one had.
+    """
+    config = folder / "onegpu.yaml"
     config.write_text("engine: {n_ctx: 500}\n")
     with LiveServer("--config", str(config)) as server, server.client() as http:
-        config.write_text("engine: {n_ctx: many}\n")
-        (worker,) = children(server.process.pid)
+        config.write_text(configuration)
+        worker = worker_of(server)
         os.kill(worker, signal.SIGKILL)
         until(lambda: is_gone(worker))
         assert http.post("/v1/chat/completions", json=ASK).status_code == 200
         assert http.get("/props").json()["default_generation_settings"]["n_ctx"] == 500
     told = "".join(server.stderr)
     assert "The last configuration that one could serve with is used." in told
-    assert "onegpu.yaml:1" in told
+    return told
+
+
+def test_a_configuration_that_went_wrong_does_not_keep_a_worker_from_its_restart(
+    tmp_path: Path,
+) -> None:
+    assert "onegpu.yaml:1" in after_a_restart_with("engine: {n_ctx: many}\n", tmp_path)
+
+
+def test_a_start_that_fails_later_falls_back_to_what_served_before(tmp_path: Path) -> None:
+    # Only whoever knows the models sees this.
+    told = after_a_restart_with("aliases: {x: nobody}\n", tmp_path)
+    assert "no model is served under the name 'nobody'" in told
 
 
 def test_without_a_supervisor_there_is_one_process(monkeypatch) -> None:
@@ -166,21 +184,6 @@ def test_sighup_applies_what_it_can_and_says_what_it_cannot(tmp_path: Path) -> N
         assert len(children(server.process.pid)) == 1
 
 
-def test_a_start_that_fails_later_falls_back_to_what_served_before(tmp_path: Path) -> None:
-    config = tmp_path / "onegpu.yaml"
-    config.write_text("engine: {n_ctx: 500}\n")
-    with LiveServer("--config", str(config)) as server, server.client() as http:
-        config.write_text("aliases: {x: nobody}\n")  # only whoever knows the models sees this
-        (worker,) = children(server.process.pid)
-        os.kill(worker, signal.SIGKILL)
-        until(lambda: is_gone(worker))
-        assert http.post("/v1/chat/completions", json=ASK).status_code == 200
-        assert http.get("/props").json()["default_generation_settings"]["n_ctx"] == 500
-    told = "".join(server.stderr)
-    assert "no model is served under the name 'nobody'" in told
-    assert "The last configuration that one could serve with is used." in told
-
-
 def test_a_signal_to_both_processes_is_one_wish() -> None:
     """systemd does so by default, and others who end whole groups of processes."""
     body = ASK | {"stream": True, "max_tokens": 400, "ignore_eos": True}
@@ -188,8 +191,7 @@ def test_a_signal_to_both_processes_is_one_wish() -> None:
         with server.client() as http, http.stream("POST", "/v1/chat/completions", json=body) as got:
             lines = got.iter_lines()
             next(lines)
-            (worker,) = children(server.process.pid)
-            os.kill(worker, signal.SIGTERM)
+            os.kill(worker_of(server), signal.SIGTERM)
             until(lambda: "Shutting down" in "".join(server.stderr))
             server.process.send_signal(signal.SIGTERM)
             last = [line for line in lines if line][-1]
