@@ -21,7 +21,7 @@ from server.engine.interface import Tokenizer
 from server.gateway.encoding import compose
 from server.gateway.health import Verdict
 from server.gateway.host import HostState
-from server.gateway.hosts import dead
+from server.gateway.host_troubles import dead
 from server.gateway.routing import Served
 
 

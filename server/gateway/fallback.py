@@ -20,7 +20,7 @@ from server.core.errors import (
 )
 from server.gateway.generation import Generation, StandIn
 from server.gateway.host import Host, HostState
-from server.gateway.hosts import dead
+from server.gateway.host_troubles import dead, failed
 from server.gateway.remote.asking import ask
 from server.gateway.remote.generation import RemoteGeneration
 from server.gateway.remote.model import Distant
@@ -78,7 +78,7 @@ class Fallback:
             known := self._shedding(host) or dead(host) or service.engines.stalled(host)
         ) is not None:
             return known
-        return None if host.open else service.hosts.failure(host) or service.hosts.loading(host)
+        return None if host.open else failed(host) or service.hosts.loading(host)
 
     def wake(self, target: Target) -> None:
         """Begin to load what is asked for, so that others need not answer for it for ever."""

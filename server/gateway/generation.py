@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 from server.core.clock import Clock
 from server.core.errors import DeadlineUnreachable, OnegpuError, QueueTimeout
-from server.core.events import Delta, Event, Failed, Finished, FinishReason, Started
+from server.core.events import Event, Failed, Finished, FinishReason, Started
 from server.core.request import GenerationRequest
 from server.engine.interface import Engine, TokenStreamLike
+from server.gateway.choice import Choice
 from server.gateway.crash_record import Trace
 from server.gateway.entitlement import cost
 from server.gateway.fair_queue import Rank
@@ -25,25 +26,6 @@ from server.gateway.watchdog import EngineWatch
 
 Batch = list[tuple[int, Event]]
 """Events with the number of the choice they belong to, in order."""
-
-
-@dataclass(slots=True)
-class Choice:
-    """What is known of one choice so far; times are monotonic seconds."""
-
-    request: GenerationRequest
-    prompt: int
-    """Which of the request's prompts it answers."""
-    stream: TokenStreamLike | None = None
-    """None while it waits in the line."""
-    started_at: float | None = None
-    first_at: float | None = None
-    last_at: float | None = None
-    generated: int = 0
-    """Tokens so far."""
-    cached_tokens: int = 0
-    ended: bool = False
-    reader: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +126,13 @@ class Generation:
     @property
     def started(self) -> bool:
         """Whether any choice has got a slot: from then on a retry would repeat work."""
-        return any(choice.started_at is not None for choice in self.choices)
+        return any(choice.started for choice in self.choices)
 
     @property
     def seconds_to_first_token(self) -> float | None:
         """From submission to the first token of any choice."""
         times = [choice.first_at for choice in self.choices if choice.first_at is not None]
-        return min(times) - self.opened_at if times else None
+        return min(times, default=None)
 
     async def first_events(self, hold: float) -> bool:
         """Wait at most `hold` seconds for a token or an end; True if one came.
@@ -204,7 +186,7 @@ class Generation:
             self.context.telemetry.aborted()
         for choice in self.choices:
             if not choice.ended:
-                self._count(choice)
+                choice.report(self.context.telemetry)
             # Before the ticket goes: the slot of what is aborted is then there for who is next.
             if choice.stream is not None:
                 choice.stream.abort()
@@ -223,11 +205,7 @@ class Generation:
 
     def _cost(self) -> float:
         """Service that it really took."""
-        return sum(
-            cost(len(choice.request.prompt) - choice.cached_tokens, choice.generated)
-            for choice in self.choices
-            if choice.started_at is not None
-        )
+        return sum(choice.cost for choice in self.choices)
 
     def _prefill_seconds(self, requests: Sequence[GenerationRequest]) -> float:
         """Seconds that the prompts should take, each counted once."""
@@ -312,36 +290,10 @@ class Generation:
             self._wake.set()
 
     def _note(self, number: int, choice: Choice, events: list[Event]) -> None:
-        now = self.context.clock.monotonic()
-        telemetry = self.context.telemetry
-        tokens = 0
-        for event in events:
-            self._pending.append((number, event))
-            if isinstance(event, Delta):
-                tokens += len(event.token_ids)
-                choice.generated += len(event.token_ids)
-            elif isinstance(event, Started):
-                choice.started_at = now
-                choice.cached_tokens = event.cached_tokens
-                telemetry.queue_wait(now - self.opened_at, self._ticket.standing.priority)
-            else:
-                choice.ended = True
-                choice.generated = event.usage.completion_tokens
-                choice.cached_tokens = event.usage.cached_tokens
-                self._count(choice)
-        if tokens:
-            if choice.last_at is None:
-                choice.first_at = now
-                telemetry.first_token(now - self.opened_at)
-            else:
-                telemetry.token_gap(now - choice.last_at, tokens)
-            choice.last_at = now
-
-    def _count(self, choice: Choice) -> None:
-        """Report the tokens of a choice that ends here; one that had no slot has used none."""
-        if choice.started_at is not None:
-            prompt = len(self.prompts[choice.prompt])
-            self.context.telemetry.usage(prompt, choice.cached_tokens, choice.generated)
+        context = self.context
+        self._pending += [(number, event) for event in events]
+        waited = context.clock.monotonic() - self.opened_at
+        choice.note(events, waited, context.telemetry, self._ticket.standing.priority)
 
     def _raise_failure(self, batch: Batch) -> None:
         for _, event in batch:

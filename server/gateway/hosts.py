@@ -9,16 +9,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from server.core.clock import Clock
-from server.core.errors import Draining, EngineDead, ModelFailed, ModelLoading, OnegpuError
-from server.engine.interface import EngineState
+from server.core.errors import Draining, ModelFailed, ModelLoading, OnegpuError
 from server.gateway.host import Host, HostedEngine, HostState, Lease
+from server.gateway.host_troubles import loading, not_loaded
 from server.gateway.memory import Budget
 from server.gateway.residency import Decision, decide
 
 log = logging.getLogger(__name__)
-
-_BYTES_PER_SECOND = 1e9
-"""A disk's pace, for the estimate of a load that was never measured."""
 
 
 @dataclass(slots=True, eq=False)
@@ -109,18 +106,7 @@ class HostManager:
 
     def loading(self, host: Host) -> ModelLoading:
         """Tell how far `host` is, and when to come back."""
-        name, left = host.spec.name, self._seconds_left(host)
-        if host.state is HostState.LOADING:
-            told = f"The model {name!r} is loading, {host.progress():.0%} done."
-        else:
-            told = f"The model {name!r} waits to be loaded."
-        return ModelLoading(f"{told} About {left:.0f} s are left.", retry_after=left)
-
-    def failure(self, host: Host) -> ModelFailed | None:
-        """Tell why the last load of `host` failed, if that is how it stands."""
-        if host.state is not HostState.FAILED or host.error is None:
-            return None
-        return _failure(host, host.error)
+        return loading(host, self._clock.monotonic())
 
     async def stop(self) -> None:
         """End every engine and answer everybody who waits."""
@@ -273,7 +259,7 @@ class HostManager:
     def _failed(self, host: Host, error: OnegpuError) -> None:
         host.state, host.engine, host.error = HostState.FAILED, None, error
         log.error("%s does not load: %s", host.spec.name, error.message)
-        self._answer_all(host, lambda: _failure(host, error))
+        self._answer_all(host, lambda: not_loaded(host, error))
 
     def _answer_all(self, host: Host, error: Callable[[], OnegpuError]) -> None:
         """Send everybody away who waits for `host`, each with an error of their own."""
@@ -295,16 +281,6 @@ class HostManager:
         log.info("Unloaded %s", host.spec.name)
         self._turn()
 
-    def _seconds_left(self, host: Host) -> float:
-        """Estimate when `host` is loaded, by its last load or by its size."""
-        footprint = host.spec.footprint
-        whole = host.load_seconds or (footprint.gpu + footprint.cpu) / _BYTES_PER_SECOND
-        done = host.progress()
-        if host.state is HostState.LOADING and done > 0:
-            elapsed = self._clock.monotonic() - host.load_started
-            whole = elapsed / done
-        return max(1.0, whole * (1 - done))
-
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -315,15 +291,3 @@ def _answer(waiter: _Waiter, error: OnegpuError) -> None:
     if not waiter.future.done():
         waiter.future.set_exception(error)
         waiter.future.exception()  # retrieved: who gave up at the same moment does not ask for it
-
-
-def _failure(host: Host, error: OnegpuError) -> ModelFailed:
-    return ModelFailed(f"The model {host.spec.name!r} could not be loaded: {error.message}")
-
-
-def dead(host: Host) -> EngineDead | None:
-    """What killed the engine of a loaded host, if something has."""
-    status = host.status()
-    if host.state is HostState.READY and status is not None and status.state is EngineState.DEAD:
-        return EngineDead(status.error or "The engine stopped.")
-    return None

@@ -14,7 +14,7 @@ from server.api.schemas.system import ModelRequest
 from server.core.errors import Unavailable
 from server.gateway.aliases import Alias
 from server.gateway.host import Host
-from server.gateway.hosts import dead
+from server.gateway.host_troubles import dead
 from server.gateway.remote.model import UNKNOWN, Distant
 from server.gateway.routing import Served, Target
 

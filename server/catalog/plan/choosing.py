@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from server.catalog.plan.memory import Memory
 from server.catalog.plan.planning import (
     DEFAULT_N_CTX,
     DEFAULT_SLOTS,
-    Memory,
     Plan,
     Planner,
 )

@@ -9,9 +9,9 @@ from server.catalog.plan.allocator import padded
 from server.catalog.plan.blocks import Run
 from server.catalog.plan.compute import ComputeBytes, compute_bytes, is_replayed
 from server.catalog.plan.kv import KvBytes, allocated_cells, kv_bytes
+from server.catalog.plan.memory import MIB, Memory
 from server.catalog.plan.shape import ModelShape
 from server.catalog.plan.weights import (
-    ALL_REPACKED,
     Placement,
     WeightBytes,
     first_gpu_layer,
@@ -19,9 +19,6 @@ from server.catalog.plan.weights import (
 )
 from server.catalog.plan.wishes import Wishes, check_wishes
 
-MIB = 1 << 20
-CUDA_CONTEXT = 512 * MIB
-"""What CUDA, cuBLAS and the loaded kernels take before the first tensor; 0.3 to 0.55 GB by card."""
 _PROCESS = 192 * MIB
 """Python, the libraries and the vocabulary."""
 _BYTES_PER_TOKEN_TEXT = 320
@@ -32,39 +29,6 @@ _MANY_ROWS = 8
 """From so many rows for each slot on, a full ubatch is the larger graph beyond doubt."""
 
 DEFAULT_SLOTS, DEFAULT_N_CTX = 4, 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What there is, in bytes."""
-
-    gpu_total: int | None = None
-    """The card; None: no card, everything goes to system memory."""
-    gpu_free: int | None = None
-    """What of the card nobody uses; None: all of it."""
-    cpu_available: int | None = None
-    """System memory that can be had; None: not known, so never too little."""
-    gpu_name: str | None = None
-    reserve: int = 512 * MIB
-    """Left free on the card."""
-    repacked: frozenset[str] = ALL_REPACKED
-    """Tensor types that this CPU repacks (`repacked_types`)."""
-    cuda_context: int = CUDA_CONTEXT
-    gpu_bus_id: str = ""
-    """The card's place on the PCI bus, `0000:3b:00.0`."""
-
-    @property
-    def has_gpu(self) -> bool:
-        """Whether there is a card to plan for."""
-        return self.gpu_total is not None
-
-    @property
-    def gpu_limit(self) -> int:
-        """Bytes of the card that a plan may take; 0 without a card."""
-        if self.gpu_total is None:
-            return 0
-        free = self.gpu_total if self.gpu_free is None else min(self.gpu_free, self.gpu_total)
-        return max(free - self.reserve, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from server.catalog.plan.choosing import KV_ORDER, Choice, gib, most_slots
 from server.catalog.plan.compute import is_replayed
 from server.catalog.plan.kv import KV_BLOCKS
-from server.catalog.plan.planning import Memory, Plan, Planner
+from server.catalog.plan.memory import Memory
+from server.catalog.plan.planning import Plan, Planner
 from server.catalog.plan.shape import ModelShape
 from server.catalog.plan.wishes import Wishes
 

@@ -7,7 +7,8 @@ from typing import Any
 from server.core.errors import ContextLengthExceeded, InvalidRequest
 from server.gateway.agent import Agent
 from server.gateway.entitlement import cost, standing
-from server.gateway.remote.generation import RemoteCall, RemoteGeneration, estimate
+from server.gateway.remote.call import RemoteCall, tokens_in
+from server.gateway.remote.generation import RemoteGeneration
 from server.gateway.remote.model import Distant
 from server.gateway.service import GenerationService
 from server.gateway.spec import Forward, GenerationSpec
@@ -64,7 +65,7 @@ def _call(target: Distant, spec: GenerationSpec) -> RemoteCall:
     if spec.max_tokens is None and caps:
         body["max_tokens"] = min(caps)
     output = spec.max_tokens or min(caps, default=_UNKNOWN_OUTPUT)
-    prompt = _prompt_tokens(body)
+    prompt = sum(tokens_in(body.get(name)) for name in ("messages", "prompt", "tools"))
     if prompt + (spec.max_tokens or 1) > agent.n_ctx:
         raise ContextLengthExceeded(
             prompt_tokens=prompt,
@@ -91,18 +92,3 @@ def _body(agent: Agent, forward: Forward) -> dict[str, Any]:
     body["stream"] = True
     body["stream_options"] = {"include_usage": True}
     return body
-
-
-def _prompt_tokens(body: dict[str, Any]) -> int:
-    """Estimate the tokens of all texts; token ids are counted."""
-    return sum(map(_tokens, (body.get("messages"), body.get("prompt"), body.get("tools"))))
-
-
-def _tokens(value: Any) -> int:
-    if isinstance(value, str):
-        return estimate(value)
-    if isinstance(value, dict):
-        return sum(map(_tokens, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(_tokens, value))
-    return int(isinstance(value, int) and not isinstance(value, bool))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
 
 import httpx2
 
@@ -20,9 +18,10 @@ from server.gateway.generation import StandIn
 from server.gateway.patience import TimeLimits
 from server.gateway.rate_limit import Grant
 from server.gateway.remote.address import ForbiddenAddress
+from server.gateway.remote.call import RemoteCall, tokens
 from server.gateway.remote.model import Remote
 from server.gateway.remote.reading import DONE, documents, linger
-from server.gateway.remote.refusals import Refused, read_refusal
+from server.gateway.remote.refusals import Refused, explained, read_refusal
 from server.gateway.remote.wire import Garbage, RemoteBatch, RemoteDelta, RemoteReader, RemoteUsage
 from server.gateway.ticket import Outlook, Ticket
 
@@ -30,26 +29,6 @@ log = logging.getLogger(__name__)
 
 _AHEAD = 256
 """Events that may wait for their reader; then the remote waits."""
-_BYTES_PER_TOKEN = 4
-"""An estimate, for what is not counted here: English text has about four bytes per token."""
-
-
-def estimate(text: str) -> int:
-    """Return about how many tokens a text has."""
-    return -(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN)
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteCall:
-    """What is asked."""
-
-    path: str
-    body: Mapping[str, Any]
-    choices: int
-    prompt_tokens: int
-    """Estimated."""
-    max_tokens: int
-    """Of all choices together, for the key's limits."""
 
 
 class RemoteGeneration:
@@ -114,7 +93,7 @@ class RemoteGeneration:
     @property
     def completion_tokens(self) -> int:
         """Tokens so far, estimated until the remote tells."""
-        return self.usage.completion if self.usage else -(-self._written // _BYTES_PER_TOKEN)
+        return self.usage.completion if self.usage else tokens(self._written)
 
     @property
     def complete(self) -> bool:
@@ -203,7 +182,7 @@ class RemoteGeneration:
             self._trial.succeeded()
             self._end("refused", refused.error)
         except (RemoteFailed, Garbage, httpx2.HTTPError, ForbiddenAddress, TimeoutError) as error:
-            told = _told(name, error)
+            told = explained(name, error)
             log.info("%s", told.message)  # another model may answer, and nobody is told of this
             self.remote.failed(self._trial.failed)
             self._end("failed", told)
@@ -293,20 +272,3 @@ class RemoteGeneration:
             f"The answer of {self.model!r} was not complete in the time that this request has; "
             "it was ended."
         )
-
-
-def _told(name: str, error: Exception) -> OnegpuError:
-    """Say what went wrong, with nothing of addresses or keys."""
-    if isinstance(error, OnegpuError):
-        return error
-    if isinstance(error, Garbage | httpx2.SSEError):
-        what = f"sent what cannot be used ({error})"
-    elif isinstance(error, ForbiddenAddress):
-        what = "leads to an address that no remote may have"
-    elif isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        what = "cannot be reached"
-    elif isinstance(error, TimeoutError | httpx2.TimeoutException):
-        what = "was silent for too long"
-    else:
-        what = "ended the connection"
-    return RemoteFailed(f"The remote {name!r} {what}.")

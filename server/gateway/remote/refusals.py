@@ -1,4 +1,4 @@
-"""What a remote's refusal means for who asked: its words are passed on only where they are theirs to mend."""
+"""What a remote's refusal or failure means for who asked: its words are passed on only to those who can mend it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from server.core.errors import InvalidRequest, OnegpuError, RemoteFailed
+from server.gateway.remote.address import ForbiddenAddress
+from server.gateway.remote.wire import Garbage
 
 if TYPE_CHECKING:
     from server.gateway.remote.model import Remote
@@ -53,6 +55,23 @@ async def read_refusal(remote: Remote, response: httpx2.Response) -> Exception:
     return RemoteFailed(
         f"The remote {name!r} answers with status {status}.", retry_after=_retry_after(response)
     )
+
+
+def explained(name: str, error: Exception) -> OnegpuError:
+    """Say what went wrong, with nothing of addresses or keys."""
+    if isinstance(error, OnegpuError):
+        return error
+    if isinstance(error, Garbage | httpx2.SSEError):
+        what = f"sent what cannot be used ({error})"
+    elif isinstance(error, ForbiddenAddress):
+        what = "leads to an address that no remote may have"
+    elif isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        what = "cannot be reached"
+    elif isinstance(error, TimeoutError | httpx2.TimeoutException):
+        what = "was silent for too long"
+    else:
+        what = "ended the connection"
+    return RemoteFailed(f"The remote {name!r} {what}.")
 
 
 async def _document(response: httpx2.Response) -> dict[str, Any]:
