@@ -14,8 +14,10 @@ _PATIENCE = 60.0
 
 
 # A session's leader that opens a terminal gets it as its controlling one, so that Ctrl-C is a signal.
+# Whoever runs the tests under nohup has hang-ups ignored, which is handed down.
 _TAKE_TERMINAL = """\
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.close(os.open(os.ttyname(0), os.O_RDWR))
 os.execv(sys.executable, [sys.executable, "-m", "server", *sys.argv[1:]])
 """
