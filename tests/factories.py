@@ -15,6 +15,7 @@ from server.engine.host_memory import HostBudget
 from server.engine.interface import Backend, EngineState, HostState, ModelInfo
 from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
+from server.engine.pins import FindPins
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
 from server.engine.scheduler import Scheduler
 
@@ -371,6 +372,7 @@ class LoopHarness:
         *,
         real: Backend | None = None,
         host: HostBudget | None = None,
+        pins: FindPins | None = None,
         cost: Callable[[StepPlan], float] | None = None,
         **scripted: object,
     ) -> None:
@@ -394,6 +396,7 @@ class LoopHarness:
             self._publish,
             self._notify,
             host,
+            pins,
         )
         self.host = host
         self.loop.load()
@@ -446,7 +449,8 @@ class LoopHarness:
         if memory is not None and self.host is not None:
             assert memory.nbytes == sum(entry.state.nbytes for entry in memory)
             assert memory.nbytes <= self.host.used <= self.host.limit
-            assert not any(entry.pins for entry in memory), "nobody is fetching between steps"
+            held = sum(entry.pins for entry in memory)
+            assert held == self.scheduler.pins.kept, "nobody is fetching between steps"
         if not self.scheduler._edits and self.real is None:
             idle = [slot.index for slot in pool.slots if slot.sequence is None]
             running = set(range(len(pool.slots))) - set(idle)

@@ -220,6 +220,7 @@ class FakeEngine:
     held_back: bool = False
     row_seconds: float = 0.0
     """What a prompt row is said to take."""
+    warmed: int = 0
 
     def __post_init__(self) -> None:
         self._changed = asyncio.Event()
@@ -270,6 +271,9 @@ class FakeEngine:
 
     def hold(self, *, held: bool) -> None:
         self.held_back = held
+
+    def warm(self) -> None:
+        self.warmed += 1
 
     def submit(self, request: GenerationRequest, watch: Watch | None = None) -> FakeStream:
         stream = FakeStream(self, request, watch)

@@ -29,6 +29,7 @@ def agent_of(wanted: Wanted, host_n_ctx: int) -> Agent:
         sampling=modelfile.sampling,
         stop=modelfile.stop,
         overflow=modelfile.overflow,
+        pin=wanted.pin,
         total_timeout=modelfile.timeout,
         description=f"Modelfile {modelfile.origin}, FROM {modelfile.base}",
     )

@@ -14,6 +14,7 @@ from server.engine.host_memory import HostBudget
 from server.engine.inprocess import InProcessEngine
 from server.engine.interface import Backend, BackendLoader
 from server.engine.limits import SchedulerLimits
+from server.engine.pins import FindPins
 from server.gateway.prompter import Prompter
 from server.llama.params import LlamaParams
 
@@ -95,13 +96,14 @@ def build_engine(
     clock: Clock,
     last_words: LastWords | None = None,
     host: HostBudget | None = None,
+    pins: FindPins | None = None,
 ) -> InProcessEngine:
     """Make an engine that loads the model when it is started. Raises `ConfigError`.
 
-    `host`: the memory that all engines may keep prefixes in.
+    `host`: the memory that all engines may keep prefixes in; `pins`: which of them for good.
     """
     load = _loader(llama_params(sized), sized, prompters, last_words)
-    return InProcessEngine(load, scheduler_limits(sized), clock, host)
+    return InProcessEngine(load, scheduler_limits(sized), clock, host, pins)
 
 
 def _loader(

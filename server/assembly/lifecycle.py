@@ -241,6 +241,7 @@ class Lifecycle:
 
     async def _reload(self) -> None:
         told = await self._reloader.reload()
+        self._parts.hosts.warm()
         if self._pulse is not None:
             self._pulse.reloaded(self._reloader.settings, told)
 

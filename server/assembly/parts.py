@@ -25,6 +25,7 @@ from server.catalog.plan import gib
 from server.core.clock import Clock
 from server.core.errors import ConfigError
 from server.engine.host_memory import HostBudget
+from server.engine.pins import Pin
 from server.gateway.answers import AnswerKeeper
 from server.gateway.auth import Authenticator
 from server.gateway.failures import FailureLimiter
@@ -167,20 +168,29 @@ def _host(
     llama_params(one)
     scheduler_limits(one)
     sizes, last_words = one.sizes, None if page is None else page.keep_last_words
+    agents = [
+        (agent_of(member, sizes.n_ctx), prompters[member.template]) for member in one.group.members
+    ]
+
+    def pins() -> list[Pin]:
+        """On the engine's thread, once the prompters are bound."""
+        return [
+            Pin(agent.name, prompter.public.of(agent)) for agent, prompter in agents if agent.pin
+        ]
+
     spec = HostSpec(
         name=one.group.name,
         slots=sizes.slots,
         n_ctx=sizes.n_ctx,
         kv_cells=sizes.kv_cells,
         footprint=one.footprint,
-        make=lambda: build_engine(one, tuple(prompters.values()), clock, last_words, prefixes),
+        make=lambda: build_engine(
+            one, tuple(prompters.values()), clock, last_words, prefixes, pins
+        ),
         keep_alive=one.group.keep_alive,
     )
     host = Host(spec, admission.open_lane(sizes.slots), clock.monotonic())
-    return host, [
-        Served(agent_of(member, sizes.n_ctx), host, prompters[member.template])
-        for member in one.group.members
-    ]
+    return host, [Served(agent, host, prompter) for agent, prompter in agents]
 
 
 def _check_preload(hosts: Sequence[Host], budget: Budget) -> None:

@@ -51,6 +51,8 @@ class Wanted:
     """Output limit of a request that names none; None: the engine's default."""
     preload: bool
     keep_alive: float | None
+    pin: bool = False
+    """Its own prompt is computed ahead and kept."""
 
     @property
     def n_ctx(self) -> int | Literal["auto"]:
@@ -115,6 +117,7 @@ class _Reader:
             max_tokens=None,
             preload=True,
             keep_alive=_keep_alive(settings.model.keep_alive, modelfile),
+            pin=_pin(modelfile),
         )
 
     def _entry(self, name: str, entry: ServedModelSettings) -> Wanted:
@@ -133,6 +136,7 @@ class _Reader:
             max_tokens=entry.max_tokens,
             preload=entry.preload,
             keep_alive=_keep_alive(entry.keep_alive, modelfile),
+            pin=_pin(modelfile, own=entry.pin),
         )
 
     def _model(
@@ -223,6 +227,18 @@ def _keep_alive(own: float | None, modelfile: Modelfile | None) -> float | None:
     if own is not None or modelfile is None or modelfile.keep_alive is None:
         return own
     return None if math.isinf(modelfile.keep_alive) else modelfile.keep_alive
+
+
+def _pin(modelfile: Modelfile | None, *, own: bool | None = None) -> bool:
+    """Raise `ConfigError` where there is nothing to pin."""
+    asked = modelfile.pin if own is None and modelfile is not None else bool(own)
+    words = modelfile is not None and (modelfile.system or modelfile.messages or modelfile.tools)
+    if asked and not words:
+        raise ConfigError(
+            "pin keeps an agent's own prompt ready, and there is none: write SYSTEM, MESSAGE or TOOLS into a "
+            "Modelfile, or take pin away."
+        )
+    return asked
 
 
 def _name_of(text: str, modelfile: Modelfile | None) -> str:

@@ -132,6 +132,11 @@ class HostMemory:
         """Yield the entries, the oldest first."""
         return iter(self._entries)
 
+    @property
+    def share(self) -> int:
+        """Bytes that it may take."""
+        return self._budget.share
+
     def find(self, scope: str, key: bytes, public: int = 0) -> tuple[Entry | None, int]:
         """Return the entry that `scope` may have most tokens of `key` from, and how many: a block or more.
 

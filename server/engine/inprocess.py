@@ -24,6 +24,7 @@ from server.engine.interface import (
 )
 from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
+from server.engine.pins import FindPins
 
 
 class TokenStream:
@@ -85,11 +86,12 @@ class InProcessEngine:
         limits: SchedulerLimits,
         clock: Clock,
         host: HostBudget | None = None,
+        pins: FindPins | None = None,
     ) -> None:
-        """Nothing runs until `start`. `host`: host memory for prefixes that leave the KV cache."""
+        """Nothing runs until `start`. `host`: host memory for prefixes that leave the KV cache, `pins`: for good."""
         self.limits = limits
         self._clock = clock
-        self._engine = EngineLoop(load, limits, clock, self._publish, self._notify, host)
+        self._engine = EngineLoop(load, limits, clock, self._publish, self._notify, host, pins)
         self._thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
         self._streams: dict[str, TokenStream] = {}
         self._waiting: dict[str, None] = {}
@@ -161,6 +163,10 @@ class InProcessEngine:
         """Give no slot to what waits, until told otherwise."""
         self._engine.hold(held=held)
 
+    def warm(self) -> None:
+        """Look anew at what is pinned."""
+        self._engine.warm()
+
     def status(self) -> EngineStatus:
         """A snapshot; numbers may be one step apart."""
         engine, scheduler = self._engine, self._engine.scheduler
@@ -183,6 +189,8 @@ class InProcessEngine:
             step_seconds=engine.step_seconds,
             last_step=engine.last_progress,
             held=engine.held,
+            pins=scheduler.pins.wanted if scheduler is not None else 0,
+            pins_kept=scheduler.pins.kept if scheduler is not None else 0,
             preempted=scheduler.preempted if scheduler is not None else 0,
             host_bytes=engine.memory.nbytes if engine.memory is not None else 0,
             host_entries=len(engine.memory) if engine.memory is not None else 0,

@@ -234,6 +234,10 @@ class EngineStatus:
     """Monotonic time at which the last step ended."""
     held: bool = False
     """Nothing that waits gets a slot; see `Engine.hold`."""
+    pins: int = 0
+    """Prompts that are to be kept ready."""
+    pins_kept: int = 0
+    """Of these, those that are in host memory."""
     preempted: int = 0
     """Requests that have begun, gave up their slot to a better class and wait for one again."""
     host_bytes: int = 0
@@ -281,6 +285,10 @@ class Engine(Protocol):
 
     def hold(self, *, held: bool) -> None:
         """Give no slot to what waits, until told otherwise. What runs goes on."""
+        ...
+
+    def warm(self) -> None:
+        """Look anew at what is pinned, and compute what is not there when nobody waits."""
         ...
 
     def status(self) -> EngineStatus:

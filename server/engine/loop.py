@@ -17,6 +17,7 @@ from server.engine.interface import Backend, BackendLoader, EngineState
 from server.engine.limits import SchedulerLimits
 from server.engine.pace import Work
 from server.engine.parking import Parking
+from server.engine.pins import FindPins
 from server.engine.plan import Admission, Copy, DecodeCode, Park, Restore, Suspension
 from server.engine.scheduler import Scheduler
 
@@ -46,10 +47,12 @@ class EngineLoop:
         publish: Publish,
         notify: Callable[[EngineState], None],
         host: HostBudget | None = None,
+        pins: FindPins | None = None,
     ) -> None:
         """`notify` is called on the engine thread with READY, and at the very end.
 
-        `host`: host memory for prefixes that have to leave the KV cache; None keeps none.
+        `host`: host memory for prefixes that have to leave the KV cache; None keeps none. `pins`: what is computed
+        before anybody asks, and kept there.
         """
         self.limits = limits
         self.state = EngineState.LOADING
@@ -67,6 +70,9 @@ class EngineLoop:
         self._publish = publish
         self._notify = notify
         self._host = host
+        self._find_pins = pins
+        self._warming = False
+        """Whether to look anew at what is pinned."""
         self._parking: Parking | None = None
         self._inbox: deque[GenerationRequest | str] = deque()
         self._wake = threading.Event()
@@ -96,6 +102,11 @@ class EngineLoop:
         if not self.has_work:
             self.last_progress = self._clock.monotonic()
         self.held = held
+        self._wake.set()
+
+    def warm(self) -> None:
+        """Any thread: look anew at what is pinned, and compute what is not there when nobody waits."""
+        self._warming = True
         self._wake.set()
 
     def stop(self) -> None:
@@ -146,7 +157,9 @@ class EngineLoop:
         )
         if self.memory is not None:
             counters = self.scheduler.counters
-            self._parking = Parking(self.backend, self.memory, counters, self._clock)
+            pins = self.scheduler.pins
+            self._parking = Parking(self.backend, self.memory, pins, counters, self._clock)
+        self._warming = True
         self.load_progress = 1.0
         self.state = EngineState.READY
 
@@ -157,6 +170,8 @@ class EngineLoop:
             message = "step() before load()"
             raise RuntimeError(message)
         self._drain(scheduler)
+        if self._warming:
+            self._warm(scheduler)
         # Before admission: an abort may have freed the very slot that is given on now, and closing
         # it later would take the new request's sampler.
         self._close_finished(scheduler, backend)
@@ -180,6 +195,15 @@ class EngineLoop:
         if events:
             self._publish(events)
         return plan is not None or bool(events)
+
+    def _warm(self, scheduler: Scheduler) -> None:
+        self._warming = False
+        if self._find_pins is None:
+            return
+        try:
+            scheduler.pin(self._find_pins(), self._clock.monotonic())
+        except Exception:
+            log.exception("Pinned prompts are not computed ahead")
 
     def _admit(self, scheduler: Scheduler, backend: Backend) -> None:
         """Edit memory as the scheduler says, which goes on from what came of each edit."""

@@ -8,6 +8,7 @@ from collections import Counter
 from server.core.clock import Clock
 from server.engine.host_memory import HostMemory
 from server.engine.interface import Backend
+from server.engine.pins import Pins
 from server.engine.plan import Park, Restore
 from server.engine.prefix_index import TOKEN_BYTES
 
@@ -18,9 +19,15 @@ class Parking:
     """Saves and restores on the engine thread. What fails costs computing, and is counted; nobody's answer changes."""
 
     def __init__(
-        self, backend: Backend, memory: HostMemory, counters: Counter[str], clock: Clock
+        self,
+        backend: Backend,
+        memory: HostMemory,
+        pins: Pins,
+        counters: Counter[str],
+        clock: Clock,
     ) -> None:
         """Count in `counters`: prefixes and bytes, both ways."""
+        self._pins = pins
         self._backend = backend
         self._memory = memory
         self._counters = counters
@@ -30,8 +37,12 @@ class Parking:
         """Keep a slot's cells in host memory, where there is room; the slot still has them."""
         memory, cells = self._memory, len(edit.key) // TOKEN_BYTES
         nbytes = self._backend.state_bytes(edit.slot)
+        if edit.pin and not self._pins.may_keep(edit.key, nbytes):
+            return False
         if not memory.make_room(nbytes, edit.scope, edit.key, edit.public):
             self._counters["park_refused"] += 1
+            if edit.pin:
+                self._pins.refused(edit.key, nbytes)
             return False
         try:
             state = self._backend.save(edit.slot, cells)
@@ -40,7 +51,9 @@ class Parking:
             self._counters["park_failed"] += 1
             log.warning("A prefix of %d tokens was not saved: %s", cells, error)
             return False
-        memory.add(edit.scope, edit.key, state, edit.public)
+        entry = memory.add(edit.scope, edit.key, state, edit.public)
+        if edit.pin:
+            self._pins.keep(edit.key, entry)
         self._counters["parked"] += 1
         self._counters["bytes_parked"] += nbytes
         return True

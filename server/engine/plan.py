@@ -60,6 +60,8 @@ class Park:
     scope: str
     key: bytes
     public: int = 0
+    pin: bool = False
+    """They are not to go again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Preemption:
         `waiting`: by rank. Who goes first by its age does not count as of a better class.
         """
         for sequence in waiting:
-            if sequence.request.rank[0] >= PREEMPTIBLE:
+            if sequence.background:
                 break
             if sequence.request.rank[0] >= 0:
                 victims = self._victims(sequence, running)
@@ -43,10 +43,12 @@ class Preemption:
     def _victims(self, sequence: Running, running: Sequence[Running]) -> list[Running]:
         """Return as few as make room for `sequence`, the last by rank first; none where all are not enough."""
         pool = self._pool
+        rank = max(sequence.request.rank[0] + 1, PREEMPTIBLE)
+        worse = [one for one in running if one.request.rank[0] >= rank and _may_go(one)]
         room = pool.kv_cells - pool.reserved_cells - sequence.cells_needed
         slots = len(pool.slots) - len(running)
         victims = []
-        for one in sorted(filter(_may_go, running), key=_rank, reverse=True):
+        for one in sorted(worse, key=_rank, reverse=True):
             if slots > 0 and room >= 0:
                 break
             victims.append(one)
@@ -56,11 +58,11 @@ class Preemption:
 
 
 def _may_go(sequence: Running) -> bool:
-    """Whether it is of a class that makes room, and was not preempted too often or just now."""
+    """Whether it was not preempted too often or just now. Nobody waits for what runs in the background."""
     often = sequence.preemptions >= MOST_PREEMPTIONS or sequence.overtaken >= MOST_OVERTAKES
     progress = sequence.computed - sequence.stood
     again = sequence.preemptions == 0 or progress >= LEAST_PROGRESS
-    return sequence.request.rank[0] >= PREEMPTIBLE and again and not often
+    return sequence.background or (again and not often)
 
 
 def _rank(sequence: Running) -> tuple[int, float, int]:

@@ -111,8 +111,11 @@ class Prefill:
     ) -> list[Rows]:
         """Return chunks, at least one, to compute beside `decode`.
 
-        `followers`: who else waits for a prompt; `halvings`: how often calls in a row found no cells.
+        `followers`: who else waits for a prompt; `halvings`: how often calls in a row found no cells. What runs in the
+        background gets rows where somebody follows it, or nobody else wants any.
         """
+        wanted = [one for one in prefilling if not one.background or followers[one]]
+        prefilling = wanted or prefilling
         order = sorted(prefilling, key=lambda one: (one.remaining / (1 + followers[one]), one.turn))
         oldest = min(prefilling, key=attrgetter("turn"))
         if self._passed >= MOST_PASSED:

@@ -8,7 +8,7 @@ Deterministic: no clock of its own, no I/O, no thread. One step is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 from server.core.errors import OnegpuError, QueueTimeout
@@ -20,6 +20,7 @@ from server.engine.host_memory import HostMemory
 from server.engine.interface import Tokenizer
 from server.engine.limits import SchedulerLimits
 from server.engine.pace import Pace
+from server.engine.pins import Pin, Pins
 from server.engine.plan import (
     Admission,
     DecodeCode,
@@ -83,6 +84,7 @@ class Scheduler:
         self._speculation: Speculation | None = None
         if limits.draft_rows and partial_removal:
             self._speculation = Speculation(limits, self.pace, tokenizer.eog, self.counters)
+        self.pins = Pins(limits, host, self.counters)
         self._preemption = Preemption(self.pool)
         self._recovery = Recovery(
             self.pool, self.counters, self.fail, partial_removal=partial_removal
@@ -114,6 +116,11 @@ class Scheduler:
         sequence = Sequence(request, Detokenizer(self._pieces, request.stop), now)
         self._by_id[request.request_id] = sequence
         self.waiting.add(sequence)
+
+    def pin(self, pins: Iterable[Pin], now: float) -> None:
+        """Keep these prompts and no others; what is not there is computed while nobody waits."""
+        for request in self.pins.want(tuple(pins)):
+            self.add(request, now)
 
     def abort(self, request_id: str, now: float) -> None:
         """End a request because nobody wants it; a no-op when it is not here any more."""
@@ -322,9 +329,13 @@ class Scheduler:
         """The one place where a sequence ends: slot and cells back, one terminal event out."""
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
-            self.pool.release(self.pool.slots[sequence.slot])
-            self._closed.append(sequence.slot)
+            slot = self.pool.slots[sequence.slot]
+            self.pool.release(slot)
+            self._closed.append(slot.index)
+            if sequence.background:
+                self._edits += self.pins.computed(sequence.request.request_id, slot)
         else:
+            self.pins.ended(sequence.request.request_id)
             self.waiting.remove(sequence)
             if sequence.preempted:
                 self.preempted -= 1

@@ -10,6 +10,9 @@ from server.engine.detokenizer import Detokenizer
 from server.engine.lookup import Lookup
 from server.engine.prefix_index import token_key
 
+BACKGROUND = 3
+"""Class, the first part of a rank, of what nobody waits for: it is computed when nothing else is, and makes room."""
+
 
 class SequenceStatus(IntEnum):
     """Ordered, so that finished is one comparison."""
@@ -111,6 +114,11 @@ class Sequence:
     def finished(self) -> bool:
         """Whether its terminal event was given."""
         return self.status > SequenceStatus.RUNNING
+
+    @property
+    def background(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.request.rank[0] >= BACKGROUND
 
     @property
     def preempted(self) -> bool:

@@ -87,7 +87,7 @@ class Waitlist:
         """Take out one that gets a slot now; those that came before it and wait were overtaken."""
         self._sequences.remove(sequence)
         for other in self._sequences:
-            other.overtaken += other.arrival < sequence.arrival
+            other.overtaken += other.arrival < sequence.arrival and not other.background
 
     def _by_turn(self) -> list[Sequence]:
         """Return those first that were overtaken too often, the oldest of them before the others."""

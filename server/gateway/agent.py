@@ -42,6 +42,8 @@ class Agent:
     """Added to the request's own."""
     overflow: Literal["refuse", "drop_oldest"] = "refuse"
     """What happens to a chat that does not fit: a 400, or its oldest turns are dropped, and told."""
+    pin: bool = False
+    """Its own words are computed once the model is loaded, and kept ready."""
     total_timeout: float | None = None
     """Most seconds from the submission of a request to its last token; None: not limited."""
     description: str = ""

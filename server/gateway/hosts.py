@@ -84,6 +84,12 @@ class HostManager:
             self._answer_all(host, lambda: ModelLoading(told))
             self._unload(host)
 
+    def warm(self) -> None:
+        """Have every engine look anew at what is pinned; one that loads does so by itself."""
+        for host in self.hosts:
+            if host.engine is not None:
+                host.engine.warm()
+
     def expire(self) -> None:
         """Unload what has been idle for its keep-alive."""
         self._turn()

@@ -65,6 +65,10 @@ class PublicPrefixes:
         """Count what is remembered."""
         return len(self._known)
 
+    def of(self, agent: Agent) -> list[int]:
+        """Return what the prompts of all clients begin with that bring neither tools nor words for the template."""
+        return self._tokens(agent, ChatPrompt(()))
+
     def count(self, agent: Agent, prompt: ChatPrompt, tokens: Sequence[int]) -> int:
         """Return how many of the `tokens` of a client's `prompt` are its agent's own."""
         own = any(message["role"] in SYSTEM_ROLES for message in prompt.messages)

@@ -36,6 +36,9 @@ class ServedModelSettings(Section):
     kv_type: AutoKvType | None = Field(None, description="as engine.kv_type")
     n_gpu_layers: GpuLayers | None = Field(None, description="as model.n_gpu_layers")
     n_cpu_moe: CpuExperts | None = Field(None, description="as model.n_cpu_moe")
+    pin: bool | None = Field(
+        None, description="keep its agent's own prompt ready; null: what its Modelfile says, or no"
+    )
     max_tokens: PositiveInt | None = Field(None, description="as engine.default_max_tokens")
 
 

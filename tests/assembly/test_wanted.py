@@ -248,3 +248,21 @@ def test_a_context_beyond_training_is_refused_but_a_default_gives_way(tmp_path) 
         # Whether it fits or not: what would fit must not be as long.
         with pytest.raises(ConfigError, match="trained for"):
             sized(grouped(names, memory), memory)
+
+
+def test_what_is_pinned_is_the_modelfiles_to_say_and_the_entrys(tmp_path) -> None:
+    docs = modelfile(tmp_path, "docs", "FROM qwen3:0.6b\nSYSTEM Be brief.\nPARAMETER pin true")
+    models = f"models: {{a: {{from: '{docs}'}}, b: {{from: '{docs}', pin: false}}}}"
+    assert [one.pin for one in read(tmp_path, models)] == [False, True, False]
+    _, agent, other = read(tmp_path, models)
+    assert [agent_of(one, 4096).pin for one in (agent, other)] == [True, False]
+
+
+@pytest.mark.parametrize("text", ["", "\nPARAMETER pin true"])
+def test_there_must_be_something_to_pin(tmp_path, text) -> None:
+    bare = modelfile(tmp_path, "bare", f"FROM qwen3:0.6b{text}")
+    pin = "" if text else ", pin: true"
+    with pytest.raises(
+        ConfigError, match=r"models\.a: pin keeps .* and there is none: write SYSTEM"
+    ):
+        read(tmp_path, f"models: {{a: {{from: '{bare}'{pin}}}}}")

@@ -153,6 +153,8 @@ def test_sampling_parameters_reach_the_engine(name):
         ("keep_alive -1m", "keep_alive", math.inf),
         ("adapter_scale 0.5", "adapter_scale", 0.5),
         ("overflow refuse", "overflow", "refuse"),
+        ("pin true", "pin", True),
+        ("pin False", "pin", False),
     ],
 )
 def test_parameters_of_the_model(line, field, value):

@@ -18,6 +18,7 @@ OWN = {
     "timeout",
     "keep_alive",
     "overflow",
+    "pin",
     "adapter_scale",
     "stop",
 }
@@ -52,6 +53,7 @@ def test_every_parameter_of_its_own_is_read():
         "timeout": "5m",
         "keep_alive": "5m",
         "overflow": "refuse",
+        "pin": "true",
         "num_gpu": "all",
         "stop": "a",
     }

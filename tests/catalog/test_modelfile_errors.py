@@ -64,6 +64,7 @@ from server.core.errors import ConfigError
         ("FROM m\nPARAMETER timeout soon", "2:19", "a duration such as 120s"),
         ("FROM m\nPARAMETER keep_alive 5 min", "2:22", "such as 5m, 0 (unload at once)"),
         ("FROM m\nPARAMETER overflow truncate", "2:20", "refuse or drop_oldest, not 'truncate'"),
+        ("FROM m\nPARAMETER pin yes", "2:15", "pin must be true or false, not 'yes'"),
         ("FROM m\nMESSAGE bot hi", "2:9", "one of system, user, assistant, not 'bot'"),
         ("FROM m\nMESSAGE user: hi", "2:13", "must be followed by a blank"),
         ("FROM m\nTOOLS ./none.json", "2:7", "TOOLS cannot be read from"),

@@ -14,6 +14,7 @@ from server.core.errors import QueueTimeout
 from server.core.events import Delta, Failed, Finished, FinishReason, Started
 from server.core.request import SamplingParams
 from server.engine.host_memory import HostBudget
+from server.engine.pins import Pin
 from server.engine.plan import DecodeCode
 from server.engine.preemption import MOST_PREEMPTIONS
 from tests.factories import (
@@ -68,10 +69,12 @@ class EngineMachine(RuleBasedStateMachine):
                 warm_cells=70,
             ),
             host=self.budget,
+            pins=lambda: self.pins,
             successor=self.successor,
             cost=call_seconds,
             split=split,
         )
+        self.pins = []
         self.others = 0
         self.requests = {}
         self.broken = set()
@@ -124,6 +127,11 @@ class EngineMachine(RuleBasedStateMachine):
         if self.harness.backend.codes.get(calls - 1) is not DecodeCode.FAILED:
             self.harness.backend.codes[calls] = code
 
+    @rule(agents=st.lists(AGENTS, max_size=3))
+    def pin(self, agents):
+        self.pins = [Pin("agent", list(agent.encode())) for agent in agents]
+        self.harness.loop.warm()
+
     @rule(save=st.booleans(), restore=st.booleans(), copy=st.booleans())
     def copies_fail(self, save, restore, copy):
         backend = self.harness.backend
@@ -167,7 +175,8 @@ class EngineMachine(RuleBasedStateMachine):
         assert scheduler.preempted == len(gone)
         assert set(self.harness.backend.aside) == set(gone)
         for sequence in gone.values():
-            assert 0 < sequence.preemptions <= MOST_PREEMPTIONS
+            assert sequence.preemptions > 0
+            assert sequence.preemptions <= MOST_PREEMPTIONS or sequence.background
 
     @invariant()
     def events_are_in_order(self):

@@ -357,3 +357,11 @@ async def test_the_end_answers_everybody():
         await ask(house, "b")
     lease.release()
     assert house.memory() == 0
+
+
+async def test_those_that_are_loaded_look_anew_at_what_is_pinned():
+    house = House({"a": 3, "b": 4}, budget=8)
+    (await up(house, "a")).release()
+    house.manager.warm()
+    assert house.engine("a").warmed == 1
+    assert house.engines["b"] == []

@@ -127,3 +127,9 @@ def test_what_is_remembered_is_bounded():
     for number in range(300):
         assert SYSTEM in public(served, template_kwargs={f"flag{number}": True})
     assert len(served.prompter.public) == 256
+
+
+def test_the_beginning_of_all_of_an_agents_prompts_is_known_before_anybody_asks():
+    served = made(messages=TURNS, tools=(TOOL,))
+    known = served.prompter.public.of(served.agent)
+    assert FakeTokenizer().decode(known, special=True).decode() == public(served)

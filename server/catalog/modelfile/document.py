@@ -48,6 +48,8 @@ class Modelfile:
     """Values by the field names of `SamplingParams`; only those that the file sets."""
     overflow: Literal["refuse", "drop_oldest"] = "refuse"
     """What becomes of a chat that does not fit `n_ctx`."""
+    pin: bool = False
+    """Whether its prompt is computed ahead and kept."""
     keep_alive: float | None = None
     """Seconds that idle weights stay loaded; 0 unloads at once, `FOREVER` never does."""
     warnings: tuple[str, ...] = ()

@@ -109,6 +109,7 @@ class Parameters:
             "timeout": self._timeout,
             "keep_alive": self._keep_alive,
             "overflow": self._overflow,
+            "pin": self._pin,
             "adapter_scale": self._adapter_scale,
         }
 
@@ -215,6 +216,13 @@ class Parameters:
             message = f"overflow must be refuse or drop_oldest, not {line.value!r}."
             raise self._source.fail(line.value_offset, message)
         self.fields["overflow"] = choice
+
+    def _pin(self, line: Instruction) -> None:
+        choice = line.value.lower()
+        if choice not in ("true", "false"):
+            message = f"pin must be true or false, not {line.value!r}."
+            raise self._source.fail(line.value_offset, message)
+        self.fields["pin"] = choice == "true"
 
     def _adapter_scale(self, line: Instruction) -> None:
         self.fields["adapter_scale"] = self._number(line, _Number(float, -100, 100))
