@@ -21,8 +21,9 @@ from server.llama.logprobs import LogprobReader
 from server.llama.model import LoadedModel, free_model, load_model, read_info
 from server.llama.native import library
 from server.llama.params import LlamaParams
-from server.llama.sampling import Sampler, SamplerSource, make_sampler
+from server.llama.sampling import SamplerSource
 from server.llama.saved import SavedCells
+from server.llama.slot_samplers import SlotSamplers
 from server.llama.vocab import LlamaVocab
 from server.llama.warmup import WarmUp
 
@@ -46,9 +47,6 @@ class LlamaBackend:
         self._unified = params.unified
         self._most_outputs = params.outputs
         self._cells = [0] * params.slots
-        self._samplers: list[Sampler | None] = [None] * params.slots
-        self._aside: dict[str, Sampler] = {}
-        """By request id: of sequences that have no slot for a while."""
         self._logprobs: LogprobReader | None = None
         """Made when somebody asks for log-probabilities."""
         self._source = SamplerSource(
@@ -60,6 +58,7 @@ class LlamaBackend:
             suppressed=_suppressed_tokens(loaded, vocab_address, self._n_vocab),
             dry=DryPrototypes(self._library, vocab_address),
         )
+        self._samplers = SlotSamplers(self._source, params.slots)
         self._batch = BatchBuffer(self._library.n_batch(loaded.context))
 
     @property
@@ -157,29 +156,19 @@ class LlamaBackend:
 
         Raises `ValueError` for parameters that llama.cpp cannot take.
         """
-        self.close(slot)
-        kept = self._aside.pop(request.request_id, None)
-        self._samplers[slot] = kept or make_sampler(self._source, request)
+        self._samplers.open(slot, request)
 
     def set_aside(self, slot: int, request_id: str) -> None:
         """Keep a chain as it is, with its random state and what it looks back on, for the request's next `open`."""
-        sampler = self._samplers[slot]
-        if sampler is not None:
-            self._samplers[slot] = None
-            self._aside[request_id] = sampler
+        self._samplers.set_aside(slot, request_id)
 
     def forget(self, request_id: str) -> None:
         """Free a sampler that was set aside; harmless when there is none."""
-        sampler = self._aside.pop(request_id, None)
-        if sampler is not None:
-            sampler.free()
+        self._samplers.forget(request_id)
 
     def close(self, slot: int) -> None:
         """Free the sampler of `slot`; harmless when there is none."""
-        sampler = self._samplers[slot]
-        if sampler is not None:
-            self._samplers[slot] = None
-            sampler.free()
+        self._samplers.close(slot)
 
     def decode(self, plan: StepPlan) -> StepResult:
         """Run one decode call and sample each output row. Never raises for what one request did."""
@@ -212,10 +201,7 @@ class LlamaBackend:
 
     def shutdown(self) -> None:
         """Free samplers, context and model, in this order; harmless when repeated."""
-        for slot in range(len(self._samplers)):
-            self.close(slot)
-        for request_id in list(self._aside):
-            self.forget(request_id)
+        self._samplers.free()
         self._source.dry.free()
         self._vocab.close()
         if self._context:
