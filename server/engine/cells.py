@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from server.engine.sequence import Sequence as Running
     from server.engine.slots import Slot
 
 MOST_RUNS = 4
@@ -39,6 +40,23 @@ def merge(slots: Sequence[Slot]) -> None:
         slot.runs = runs[:1] + [
             run for before, run in pairwise(runs) if holders[before] != holders[run]
         ]
+
+
+def cells_beside(
+    slots: Sequence[Slot], sequences: Iterable[Running], others: Iterable[Running]
+) -> int:
+    """Count the cells of running `sequences` that are in runs of which `others` hold nothing, each once."""
+    known = {run for other in others for run in slots[other.slot].runs}
+    longest: dict[Run, int] = {}
+    for sequence in sequences:
+        end = sequence.computed
+        for run in reversed(slots[sequence.slot].runs):
+            if run.start >= end:
+                continue
+            if run not in known:
+                longest[run] = max(longest.get(run, 0), end - run.start)
+            end = run.start
+    return sum(longest.values())
 
 
 class Holdings:

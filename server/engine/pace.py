@@ -170,6 +170,10 @@ class Pace:
         rows = decode_rows + prefill_rows
         return self.seconds(Work(rows, decode_rows if outputs is None else outputs, span, attended))
 
+    def tile_seconds(self, cells: int) -> float:
+        """Return what attending `cells` more adds to one tile of a call: all its rows do, needed or not."""
+        return self._slopes[3] * self._tile * cells if self._tile > 1 else 0.0
+
     def prefill_seconds(self, rows: int, start: int = 0, *, chunk: int = 512) -> float | None:
         """Return what computing prompt rows from position `start` takes alone, `chunk` rows a call.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 
 from server.engine.limits import SchedulerLimits
@@ -18,6 +18,8 @@ LONGER = 1.25
 """A step with which a prompt ends may take so many times its time: the last rows cost no step of their own."""
 PREFILL_SHARE = 1 / 3
 """Prefill has so much of the time that the decode rows take, even where they alone take too long."""
+DEAR = 2.0
+"""So many times what streams take alone their cells must add to a tile before they have steps of their own."""
 UNMEASURED_ROWS = 128
 """Most prefill rows beside decode rows before any call was measured."""
 
@@ -101,6 +103,40 @@ class Prefill:
         self._pace = pace
         self._passed = 0
         """Steps in a row in which who was admitted first got no row."""
+        self._owed = False
+        """Whether streams have waited for a step that was prefill's alone."""
+
+    def step(
+        self,
+        prefilling: Sequence[Running],
+        followers: Mapping[Running, int],
+        decode: list[Rows],
+        cells_beside: Callable[[], int],
+        halvings: int,
+    ) -> tuple[list[Rows], int]:
+        """Return a step's rows, sorted by slot, and how many of them decode.
+
+        `cells_beside`: counts cells that `decode` attends and no prompt does. Where they would add much more to a
+        tile than streams take alone, streams and prompts have steps in turn.
+        """
+        if not self._apart(decode, cells_beside):
+            rows = decode + self.rows(prefilling, followers, decode, halvings)
+            rows.sort(key=attrgetter("slot"))
+            return rows, len(decode)
+        self._owed = not self._owed
+        if not self._owed:
+            return decode, len(decode)
+        rows = self.rows(prefilling, followers, (), halvings, waiting=decode)
+        rows.sort(key=attrgetter("slot"))
+        return rows, 0
+
+    def _apart(self, decode: Sequence[Rows], cells_beside: Callable[[], int]) -> bool:
+        if self._tile > 1 and decode:
+            alone = self._pace.seconds(Work.of(decode))
+            if alone is not None and self._pace.tile_seconds(cells_beside()) > DEAR * alone:
+                return True
+        self._owed = False
+        return False
 
     def rows(
         self,
@@ -108,8 +144,10 @@ class Prefill:
         followers: Mapping[Running, int],
         decode: Sequence[Rows],
         halvings: int,
+        *,
+        waiting: Sequence[Rows] = (),
     ) -> list[Rows]:
-        """Return chunks, at least one, to compute beside `decode`.
+        """Return chunks, at least one, to compute beside `decode`, or while `waiting` wait for their step.
 
         `followers`: who else waits for a prompt; `halvings`: how often calls in a row found no cells. What runs in the
         background gets rows where somebody follows it, or nobody else wants any.
@@ -121,24 +159,34 @@ class Prefill:
         if self._passed >= MOST_PASSED:
             order.remove(oldest)
             order.insert(0, oldest)
-        rows = _packed(order, self._room(decode, halvings, timed=bool(decode)))
-        if not decode and _some_end(rows, order):
+        timed = bool(decode or waiting)
+        rows = _packed(order, self._room(decode, halvings, timed=timed, waiting=waiting))
+        if not timed and _some_end(rows, order):
             rows = _packed(order, self._room(decode, halvings, timed=True))
         served = any(row.slot == oldest.slot for row in rows)
         self._passed = 0 if served else self._passed + 1
         return rows
 
-    def _room(self, decode: Sequence[Rows], halvings: int, *, timed: bool) -> Room:
+    def _room(
+        self,
+        decode: Sequence[Rows],
+        halvings: int,
+        *,
+        timed: bool,
+        waiting: Sequence[Rows] = (),
+    ) -> Room:
         """`timed`: somebody waits for the end of the step, a stream or who begins one with it."""
         limits, work = self._limits, Work.of(decode)
         most = limits.prefill_rows_decoding if timed else limits.prefill_rows
         seconds = limits.target_gap if timed else None
         if seconds is not None:
-            alone = self._pace.seconds(work) if decode else 0.0
+            streams = Work.of(decode or waiting)
+            alone = self._pace.seconds(streams) if streams.rows else 0.0
             if alone is None:
                 most, seconds = min(most, UNMEASURED_ROWS), None
             else:
                 seconds = max(seconds, alone * (1 + PREFILL_SHARE))
+                seconds -= alone if waiting else 0.0
         most = min(limits.max_rows - work.rows, most) >> halvings
         most = max(most, MIN_PREFILL_ROWS)
         align = limits.reuse_align

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from operator import attrgetter
 
 from server.core.errors import OnegpuError, QueueTimeout
 from server.core.events import Delta, Event, Failed, Finished, FinishReason, Started
 from server.core.request import GenerationRequest
+from server.engine.cells import cells_beside
 from server.engine.cooling import CoolingLimits
 from server.engine.detokenizer import Detokenizer
 from server.engine.host_memory import HostMemory
@@ -195,12 +197,12 @@ class Scheduler:
                 prefilling.append(sequence)
         decode_rows = len(rows)
         if prefilling:
-            behind = self._followers.behind()
-            rows += self._prefill.rows(prefilling, behind, rows, self._recovery.no_cells)
-            rows.sort(key=attrgetter("slot"))
+            beside = partial(cells_beside, self.pool.slots, decoding, prefilling)
+            behind, halvings = self._followers.behind(), self._recovery.no_cells
+            rows, decode_rows = self._prefill.step(prefilling, behind, rows, beside, halvings)
         draft_rows = 0
         if self._speculation is not None and not self._recovery.no_cells:
-            draft_rows = self._speculation.extend(rows, decoding)
+            draft_rows = self._speculation.extend(rows, [] if prefilling else decoding)
         if not rows:  # the one whom all others wait for has just failed
             return None
         computed = sum(len(row.tokens) for row in rows)

@@ -101,7 +101,8 @@ def test_where_attention_is_computed_in_tiles_a_step_fills_them(target):
     harness, calls = taught(TILED, 3, target_gap=target, reuse_align=1)
     document = harness.submit(make_request(prompt(3000, "d"), 2))
     tell(harness, document)
-    *chunks, _last = [plan.prefill_rows + plan.decode_rows for plan, _ in calls]
+    prefill = [plan for plan, _ in calls if plan.prefill_rows]
+    *chunks, _last = [plan.prefill_rows + plan.decode_rows for plan in prefill]
     assert chunks
     assert all(rows % TILED.tile == 0 for rows in chunks)
     assert max(chunks) > TILED.tile if target == 2.0 else set(chunks[8:]) == {TILED.tile}
@@ -262,3 +263,41 @@ def test_steps_with_prompt_rows_are_counted():
     rows = [plan.prefill_rows for plan, _ in calls if plan.prefill_rows]
     assert found["prefill_rows"] == found["prefill_rows_decoding"] == sum(rows) == 500
     assert found["prefill_steps"] == found["prefill_steps_decoding"] == len(rows)
+
+
+def tiled(plan: StepPlan) -> float:
+    """Two CPU cores: every row of a tile attends all that one of them does."""
+    work = Work.of(plan.rows)
+    if work.rows < TILED.tile:
+        return machine(TILED)(work)
+    tiles = -(-work.rows // TILED.tile)
+    return machine(TILED)(work._replace(attended=0)) + 2.7e-6 * tiles * TILED.tile * work.span
+
+
+def beside_a_document(context: int) -> tuple[LoopHarness, list[StepPlan]]:
+    """Two streams with so long contexts, and the steps that compute a document beside them."""
+    limits = make_limits(**(LIMITS | {"reuse_align": 1}))
+    harness = LoopHarness(limits, tile_rows=TILED.tile, cost=tiled)
+    harness.submit(make_request(prompt(1500, "z"), 2))
+    harness.run()
+    for letter in "ab":
+        tell(harness, harness.submit(make_request(prompt(context, letter), 1000)))
+    harness.step(5)
+    harness.backend.plans.clear()
+    tell(harness, harness.submit(make_request(prompt(2000, "d"), 2)))
+    return harness, harness.backend.plans
+
+
+def test_deep_streams_and_a_document_have_steps_in_turn():
+    """A tile of both would attend the streams' contexts for each of the document's rows."""
+    _, plans = beside_a_document(1500)
+    kinds = [(plan.decode_rows, plan.prefill_rows > 0) for plan in plans]
+    kinds = kinds[kinds.index((0, True)) :]
+    assert len(kinds) > 20
+    assert kinds == ([(0, True), (2, False)] * len(kinds))[: len(kinds)]
+    assert all(plan.prefill_rows % TILED.tile == 0 for plan in plans[:-2])
+
+
+def test_shallow_streams_go_along_with_a_document():
+    _, plans = beside_a_document(40)
+    assert all(plan.decode_rows == 2 and plan.prefill_rows for plan in plans)
