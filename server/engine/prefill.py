@@ -18,8 +18,6 @@ LONGER = 1.25
 """A step with which a prompt ends may take so many times its time: the last rows cost no step of their own."""
 PREFILL_SHARE = 1 / 3
 """Prefill has so much of the time that the decode rows take, even where they alone take too long."""
-DEAR = 2.0
-"""So many times what streams take alone their cells must add to a tile before they have steps of their own."""
 UNMEASURED_ROWS = 128
 """Most prefill rows beside decode rows before any call was measured."""
 
@@ -116,8 +114,8 @@ class Prefill:
     ) -> tuple[list[Rows], int]:
         """Return a step's rows, sorted by slot, and how many of them decode.
 
-        `cells_beside`: counts cells that `decode` attends and no prompt does. Where they would add much more to a
-        tile than streams take alone, streams and prompts have steps in turn.
+        `cells_beside`: counts cells that `decode` attends and no prompt does. Where they would add more to a tile
+        than streams take alone, streams and prompts have steps in turn.
         """
         if not self._apart(decode, cells_beside):
             rows = decode + self.rows(prefilling, followers, decode, halvings)
@@ -133,7 +131,7 @@ class Prefill:
     def _apart(self, decode: Sequence[Rows], cells_beside: Callable[[], int]) -> bool:
         if self._tile > 1 and decode:
             alone = self._pace.seconds(Work.of(decode))
-            if alone is not None and self._pace.tile_seconds(cells_beside()) > DEAR * alone:
+            if alone is not None and self._pace.tile_seconds(cells_beside()) > alone:
                 return True
         self._owed = False
         return False

@@ -299,5 +299,6 @@ def test_deep_streams_and_a_document_have_steps_in_turn():
 
 
 def test_shallow_streams_go_along_with_a_document():
-    _, plans = beside_a_document(40)
-    assert all(plan.decode_rows == 2 and plan.prefill_rows for plan in plans)
+    _, plans = beside_a_document(16)
+    assert all(plan.decode_rows == 2 for plan in plans[:4])
+    assert all(plan.prefill_rows for plan in plans[:4])
