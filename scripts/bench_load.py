@@ -85,6 +85,11 @@ class Served:
             self._process.wait()
 
     @property
+    def pid(self) -> int:
+        """Of the serving process."""
+        return self._process.pid
+
+    @property
     def rss(self) -> float:
         """Resident memory in MiB."""
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])

@@ -7,16 +7,19 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 
 import anyio
 from sse_starlette import EventSourceResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from server.api.disconnect import unless_disconnected
 from server.core.errors import ClientStalled
 
 
 class EventStream(EventSourceResponse):
-    """sse-starlette's protocol handling without its cost per event.
+    """sse-starlette's headers and framing, without its cost per stream and per event.
 
-    - Events come encoded, so nothing is formatted, and one watchdog replaces a timer per send.
+    - Events come encoded, so nothing is formatted, and one timer watches all sends.
     - Keep-alives are the body's own comments (they tell the place in the line): no ping task.
+    - One task beside the stream's, where there were four: it waits for the client to go.
     - SIGTERM does not cut streams. They end when the server drains: the gateway then ends
       generations that outlive the grace period, and each stream closes with a proper event.
     """
@@ -34,7 +37,6 @@ class EventStream(EventSourceResponse):
         A client that reads nothing for `send_timeout` seconds raises `ClientStalled`.
         """
         super().__init__(body, headers=headers, ping=0, sep="\n", send_timeout=send_timeout)
-        self.data_sender_callable = self._watch_reader
         self.told = dict(headers or {})
         """The headers that are this answer's own."""
         self._body = body
@@ -43,9 +45,21 @@ class EventStream(EventSourceResponse):
         self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; returns or raises only after `close`."""
+        """Send the stream, as long as the client is there; returns or raises only after `close`."""
+        del scope
         try:
-            await super().__call__(scope, receive, send)
+            with anyio.CancelScope() as sending:
+                watch = _ReaderWatch(self, sending)
+                try:
+                    await unless_disconnected(receive, self._stream_response(send))
+                except ClientDisconnect:
+                    return
+                finally:
+                    watch.stop()
+            if watch.stalled:
+                raise ClientStalled(
+                    f"The client read nothing of its answer for {self._patience:g} s."
+                )
         finally:
             self._close()
 
@@ -58,6 +72,16 @@ class EventStream(EventSourceResponse):
             await self._body.aclose()
             self._close()
 
+    def stalled_at(self) -> float | None:
+        """Time at which the send under way will have waited for too long; None where none is."""
+        since = self._sending_since
+        return None if since is None else since + self._patience
+
+    @property
+    def patience(self) -> float:
+        """Longest time of one send, in seconds."""
+        return self._patience
+
     async def _stream_response(self, send: Send) -> None:
         time = asyncio.get_running_loop().time
         start = {"status": self.status_code, "headers": self.raw_headers}
@@ -67,27 +91,30 @@ class EventStream(EventSourceResponse):
                 self._sending_since = time()
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 self._sending_since = None
-            self.active = False
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self._body.aclose()
 
-    async def _watch_reader(self) -> None:
-        """Raise when one send has been waiting for the client for too long."""
-        time = asyncio.get_running_loop().time
-        while True:
-            since = self._sending_since
-            wait = self._patience if since is None else since + self._patience - time()
-            # Negative when a busy loop woke this late; anyio would raise.
-            await anyio.sleep(max(0.0, wait))
-            if since is not None and since == self._sending_since:
-                raise ClientStalled(
-                    f"The client read nothing of its answer for {self._patience:g} s."
-                )
 
-    @staticmethod
-    async def _listen_for_exit_signal() -> None:
-        await anyio.sleep_forever()
+class _ReaderWatch:
+    """Cancels a stream when one send has been waiting for the client for too long."""
 
-    async def _listen_for_exit_signal_with_grace(self) -> None:
-        await anyio.sleep_forever()
+    def __init__(self, stream: EventStream, sending: anyio.CancelScope) -> None:
+        """Look for the first time after the stream's patience."""
+        self.stalled = False
+        self._stream = stream
+        self._sending = sending
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(stream.patience, self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now, due = self._loop.time(), self._stream.stalled_at()
+        if due is not None and due <= now:
+            self.stalled = True
+            self._sending.cancel()
+        else:
+            self._timer = self._loop.call_at(due or now + self._stream.patience, self._look)

@@ -14,6 +14,7 @@ from server.core.request import GenerationRequest
 from server.engine.interface import Engine, TokenStreamLike
 from server.gateway.choice import Choice
 from server.gateway.crash_record import Trace
+from server.gateway.deadline import Deadline
 from server.gateway.entitlement import cost
 from server.gateway.fair_queue import Rank
 from server.gateway.host import Lease
@@ -76,6 +77,7 @@ class Generation:
         )
         self._pending: Batch = []
         self._wake = asyncio.Event()
+        self._deadline = Deadline()
         self._failure: Exception | None = None
 
     def attach(self, prompts: list[list[int]], requests: Sequence[GenerationRequest]) -> None:
@@ -182,6 +184,7 @@ class Generation:
         if self.closed:
             return
         self.closed = True
+        self._deadline.close()
         if not self.complete:
             self.context.telemetry.aborted()
         for choice in self.choices:
@@ -260,7 +263,7 @@ class Generation:
             waiting = all(choice.stream is None for choice in self.choices)
             look = self._patience.next_look(started=self.started, waiting=waiting)
             try:
-                async with asyncio.timeout_at(look if until is None else min(until, look)):
+                with self._deadline.until(look if until is None else min(until, look)):
                     await self._receive()
                 self._patience.heard()
                 return

@@ -165,14 +165,47 @@ async def test_a_reader_that_stalls_is_cut_off_and_costs_only_itself():
     assert 'onegpu_errors_total{code="client_stalled"} 1.0' in text
 
 
-async def test_a_late_look_at_a_stalled_reader_still_names_it():
-    async def nothing():
-        yield b""
+async def test_one_send_that_waits_for_too_long_ends_the_stream_by_name():
+    async def chunks():
+        yield b"one"
+        yield b"two"
 
-    stream = EventStream(nothing(), lambda: None, send_timeout=0.1)
-    stream._sending_since = asyncio.get_running_loop().time() - 1
+    closed, sent = [], []
+    never = asyncio.Event()
+
+    async def send(message):
+        sent.append(message)
+        if message.get("body") == b"two":
+            await never.wait()
+
+    async def receive():
+        await never.wait()
+
+    stream = EventStream(chunks(), lambda: closed.append(len(sent)), send_timeout=0.05)
     with pytest.raises(ClientStalled):
-        await stream._watch_reader()
+        await stream({"type": "http", "method": "POST"}, receive, send)
+    assert [message.get("body") for message in sent] == [None, b"one", b"two"]
+    assert closed == [3]
+
+
+async def test_a_stream_whose_reader_keeps_up_may_take_longer_than_one_send_may():
+    async def chunks():
+        for _ in range(8):
+            await asyncio.sleep(0.01)
+            yield b"x"
+
+    sent = []
+
+    async def send(message):
+        await asyncio.sleep(0.01)
+        sent.append(message)
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    stream = EventStream(chunks(), lambda: None, send_timeout=0.04)
+    await stream({"type": "http", "method": "POST"}, receive, send)
+    assert len(sent) == 10
 
 
 async def test_a_body_that_stops_coming_is_408():
