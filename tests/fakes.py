@@ -292,11 +292,12 @@ class FakeEngine:
                 self.finish(stream, script.reason)
         return stream
 
-    def begin(self, stream: FakeStream, cached: int = 0) -> None:
+    def begin(self, stream: FakeStream, cached: int = 0, missed: str | None = None) -> None:
         self.waiting.remove(stream)
         self.running.append(stream)
         self.cached[stream.request_id] = cached
-        stream.push(Started(self.running.index(stream), len(stream.request.prompt), cached))
+        slot = self.running.index(stream)
+        stream.push(Started(slot, len(stream.request.prompt), cached, missed))
 
     def say(self, stream: FakeStream, text: str) -> None:
         tokens = tuple(self.tokenizer.encode(text, parse_special=True))

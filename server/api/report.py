@@ -70,6 +70,8 @@ def _facts(record: RequestRecord, seconds: float) -> dict[str, object]:
     for generation in record.generations:
         facts["prompt_tokens"] = generation.prompt_tokens
         facts["cached_tokens"] = generation.cached_tokens
+        if generation.prefix_missed is not None:
+            facts["prefix_missed"] = generation.prefix_missed
         facts["completion_tokens"] = generation.completion_tokens
         if generation.closed and not generation.complete:
             facts["aborted"] = True

@@ -46,6 +46,8 @@ class Started:
     slot: int
     prompt_tokens: int
     cached_tokens: int
+    missed: str | None = None
+    """Why no prefix was there to share; None: one was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,7 +290,8 @@ class Scheduler:
             self.counters["cached_tokens"] += keep
             if place.missed is not None:
                 self.counters[f"prefix_missed_{place.missed}"] += 1
-            self._emit(sequence, Started(index, sequence.prompt_length, max(keep, match.awaited)))
+            cached = max(keep, match.awaited)
+            self._emit(sequence, Started(index, sequence.prompt_length, cached, place.missed))
         yield Admission(index, keep, sequence.request)
 
     def _accept(self, sequence: Sequence, row: Rows, samples: list[Sample], now: float) -> int:

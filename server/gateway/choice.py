@@ -30,6 +30,8 @@ class Choice:
     generated: int = 0
     """Tokens so far."""
     cached_tokens: int = 0
+    missed: str | None = None
+    """Why it found no prefix to share."""
     ended: bool = False
     reader: asyncio.Task[None] | None = None
 
@@ -52,6 +54,7 @@ class Choice:
             elif isinstance(event, Started):
                 self.started = True
                 self.cached_tokens = event.cached_tokens
+                self.missed = event.missed
                 telemetry.queue_wait(now, priority)
             else:
                 self.ended = True

@@ -116,6 +116,11 @@ class Generation:
         return sum(least.values())
 
     @property
+    def prefix_missed(self) -> str | None:
+        """Why the first choice that shared nothing did not. For the log alone: it can tell of other keys' prompts."""
+        return next((choice.missed for choice in self.choices if choice.missed), None)
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens of all choices so far."""
         return sum(choice.generated for choice in self.choices)

@@ -118,6 +118,12 @@ def test_cached_tokens_tell_no_key_what_another_asked(server, keys) -> None:
     assert theirs.choices[0].message.content == again.choices[0].message.content
     assert cached(ask(server, yours, LONG)) > 100
     assert cached(ask(server, mine, LONG)) > 100
+    # Nor does an answer say why; the log does.
+    assert "prefix_missed" not in theirs.model_dump_json()
+    server.__exit__()
+    asked = [line for line in server.stderr if "cached_tokens=" in line]
+    reasons = [line.partition("prefix_missed=")[2].split()[:1] for line in asked]
+    assert reasons == [["none"], [], ["scope"], [], []]
 
 
 def test_a_store_that_is_lost_while_serving_shuts_nobody_out_who_was_in(server, keys) -> None:

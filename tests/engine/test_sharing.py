@@ -183,21 +183,24 @@ def test_room_is_made_of_ends_that_nobody_shares_before_shared_beginnings():
     assert harness.text(other.request_id) == alone(other)
 
 
-def test_why_a_prefix_was_missed_is_counted():
+def test_why_a_prefix_was_missed_is_told_and_counted():
     harness = LoopHarness(make_limits(slots=2, n_ctx=64))
     long = "a beginning that is long enough to be worth something "
 
     def ask(prompt, **fields):
-        harness.submit(make_request(prompt, 2, **fields))
+        request = make_request(prompt, 2, **fields)
+        harness.submit(request)
         harness.run()
-        return missed(harness)
+        return harness.events[request.request_id][0].missed
 
-    assert ask(long) == {}
-    assert ask("a beg, and then other things") == {"too_short": 1}
-    assert ask(long, cache_scope="b", reuse_prefix=False) == {"too_short": 1, "forbidden": 1}
+    assert ask(long) == "none"
+    assert ask("a beg, and then other things") == "too_short"
+    assert ask(long) is None
+    assert ask(long, cache_scope="b", reuse_prefix=False) == "forbidden"
     ask("z" * 60), ask("y" * 60), ask("z" * 62), ask("y" * 62)
-    assert ask(long) == {"too_short": 1, "forbidden": 1, "evicted": 1}
-    assert ask(long, cache_scope="c")["scope"] == 1
+    assert ask(long) == "evicted"
+    assert ask(long, cache_scope="c") == "scope"
+    assert missed(harness) == {"too_short": 1, "forbidden": 1, "evicted": 1, "scope": 1}
 
 
 def test_another_scope_neither_shares_nor_waits():

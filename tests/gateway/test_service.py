@@ -209,7 +209,7 @@ async def test_events_of_all_choices_are_merged_in_batches(stack):
     generation = await stack.service.open(spec(n=2))
     first, second = stack.engine.streams
     stack.engine.begin(first, cached=4)
-    stack.engine.begin(second, cached=2)
+    stack.engine.begin(second, cached=2, missed="evicted")
     stack.engine.say(second, "b")
     stack.engine.say(first, "a")
     assert await generation.first_events(5)
@@ -222,6 +222,7 @@ async def test_events_of_all_choices_are_merged_in_batches(stack):
         assert kinds == [Started, Delta, Finished]
     assert generation.completion_tokens == 10
     assert generation.cached_tokens == 2
+    assert generation.prefix_missed == "evicted"
     generation.close()
     assert not stack.engine.aborted
 

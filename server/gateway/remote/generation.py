@@ -91,6 +91,11 @@ class RemoteGeneration:
         return self.usage.cached if self.usage else 0
 
     @property
+    def prefix_missed(self) -> str | None:
+        """Remotes do not tell."""
+        return None
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens so far, estimated until the remote tells."""
         return self.usage.completion if self.usage else tokens(self._written)
