@@ -13,9 +13,12 @@ from server.api.schemas.common import GenerationFields, StreamOptions
 from server.api.schemas.completions import CompletionRequest
 from server.api.schemas.system import DetokenizeRequest, ModelRequest, TokenizeRequest
 from server.core import errors
+from server.engine.plan import DecodeCode
+from server.engine.prefix_index import Missed
 from tests.serving import Stack
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 MODELS = (
     ChatRequest,
     CompletionRequest,
@@ -76,3 +79,13 @@ def test_the_metrics_table_is_what_is_exposed():
     stack.service.shutdown()
     listed = re.findall(r"^\| `(onegpu_\w+)` \|", section("Metrics"), re.MULTILINE)
     assert sorted(listed) == stack.metrics.names()
+
+
+def test_every_counter_of_the_engine_is_documented():
+    parts = sorted((ROOT / "server" / "engine").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in parts)
+    names = set(re.findall(r'counters\["(\w+)"\]', source))
+    assert len(names) > 25
+    names |= {f"decode_{code.name.lower()}" for code in DecodeCode if code is not DecodeCode.OK}
+    names |= {f"prefix_missed_{reason}" for reason in Missed} | {"finished_stop", "finished_length"}
+    assert {name for name in names if f"`{name}`" not in section("Metrics")} == set()

@@ -215,6 +215,9 @@ def test_agents_in_rotation_are_restored_and_not_computed():
     assert rounds == [8 * 17] * 3
     assert counters["restored"] >= 3 * 4
     assert counters["parked"] <= 8
+    longest = state_size(1000 + 17 + 5)
+    assert 0 < counters["bytes_parked"] <= 8 * longest
+    assert 0 < counters["bytes_restored"] <= 3 * 8 * longest
 
 
 COOL = make_limits(

@@ -263,6 +263,7 @@ def test_steps_with_prompt_rows_are_counted():
     rows = [plan.prefill_rows for plan, _ in calls if plan.prefill_rows]
     assert found["prefill_rows"] == found["prefill_rows_decoding"] == sum(rows) == 500
     assert found["prefill_steps"] == found["prefill_steps_decoding"] == len(rows)
+    assert (found["steps"], found["decode_rows"]) == (20, 2 * 20 + 1), "no pass of their own"
 
 
 def tiled(plan: StepPlan) -> float:

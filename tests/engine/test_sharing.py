@@ -56,6 +56,7 @@ def test_one_system_prompt_is_computed_once_for_all(number, apart):
     own = len(requests[0].prompt) - len(SYSTEM)
     assert harness.scheduler.counters["prefill_rows"] == len(SYSTEM) + number * own
     assert harness.scheduler.counters["cached_tokens"] == (number - 1) * len(SYSTEM)
+    assert harness.scheduler.counters["copied_cells"] == 0, "an entry per cell is no copy"
     for request in requests:
         assert harness.text(request.request_id) == alone(request)
     cached = [usage(harness, request).cached_tokens for request in requests]
