@@ -54,6 +54,8 @@ class Missed(StrEnum):
     """Their slot is in use, and this kind of model can neither share nor copy its cells."""
     FORBIDDEN = "forbidden"
     """The request does not want any."""
+    FAILED = "failed"
+    """They were found, and could not be copied."""
 
 
 def token_key(tokens: Iterable[int]) -> bytes:

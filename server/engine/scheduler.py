@@ -37,6 +37,7 @@ from server.engine.plan import (
 )
 from server.engine.preemption import Preemption
 from server.engine.prefill import Prefill
+from server.engine.prefix_index import Missed
 from server.engine.recovery import EngineFailure, Recovery
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.sharing import Followers
@@ -288,10 +289,12 @@ class Scheduler:
             sequence.started_at, sequence.cached = now, keep
             self.counters["prompt_tokens"] += sequence.prompt_length
             self.counters["cached_tokens"] += keep
-            if place.missed is not None:
-                self.counters[f"prefix_missed_{place.missed}"] += 1
-            cached = max(keep, match.awaited)
-            self._emit(sequence, Started(index, sequence.prompt_length, cached, place.missed))
+            cached, missed = max(keep, match.awaited), place.missed
+            if not cached and missed is None:
+                missed = Missed.FAILED
+            if missed is not None:
+                self.counters[f"prefix_missed_{missed}"] += 1
+            self._emit(sequence, Started(index, sequence.prompt_length, cached, missed))
         yield Admission(index, keep, sequence.request)
 
     def _accept(self, sequence: Sequence, row: Rows, samples: list[Sample], now: float) -> int:

@@ -51,7 +51,7 @@ def test_one_request_from_start_to_finish():
         tokens.append(hashed_successor(tokens))
     deltas = [event for event in harness.events[request.request_id] if isinstance(event, Delta)]
     finished = ending(harness, request.request_id)
-    assert start(harness, request.request_id) == Started(slot=0, prompt_tokens=5, cached_tokens=0)
+    assert start(harness, request.request_id) == Started(0, 5, 0, missed="none")
     assert [delta.token_ids for delta in deltas] == [(token,) for token in tokens[5:]]
     assert finished.reason is FinishReason.LENGTH
     assert (finished.usage.prompt_tokens, finished.usage.completion_tokens) == (5, 3)

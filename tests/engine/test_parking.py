@@ -86,6 +86,8 @@ def test_a_copy_that_fails_costs_computing_and_nothing_else(failure):
         assert harness.host.used == 0
     else:
         assert counters["restore_failed"] >= 1
+        assert counters["prefix_missed_failed"] == counters["restore_failed"]
+        assert harness.events[requests[0].request_id][0].missed == "failed"
         first = cached(harness, requests[0])
         assert first == 0
 

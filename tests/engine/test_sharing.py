@@ -72,7 +72,7 @@ def test_who_waits_is_told_what_will_be_cached_and_others_go_on():
     harness.submit(second)
     harness.step()
     started = [harness.events[each.request_id][0] for each in (first, second)]
-    assert started == [Started(1, 1417, 0), Started(2, 1417, 1400)]
+    assert started == [Started(1, 1417, 0, "none"), Started(2, 1417, 1400)]
     waiting = harness.scheduler.pool.slots[2].sequence
     while waiting.leader is not None:
         before = len(harness.events[stream])
