@@ -110,7 +110,7 @@ class EngineSettings(Section):
         "f16", description="KV cache precision, or auto; q8_0 takes 53 % of f16's memory"
     )
     kv_layout: Literal["auto", "unified", "split"] = Field(
-        "auto", description="one KV buffer for all slots (unified) or one each (split)"
+        "auto", description="one KV buffer for all slots (unified; auto) or one each (split)"
     )
     flash_attention: Literal["auto", "on", "off"] = Field(
         "auto", description="flash attention; a quantized kv_type needs it"
@@ -139,7 +139,7 @@ class EngineSettings(Section):
     target_gap: Annotated[Duration | None, Kind("duration")] = Field(
         0.3,
         gt=0,
-        description="most time of a step while streams generate; null: throughput first",
+        description="most time of a step while streams generate, but 64 rows on a CPU; null: throughput first",
     )
     speculation: Literal["auto", "off"] = Field(
         "auto",
