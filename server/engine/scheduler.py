@@ -289,9 +289,8 @@ class Scheduler:
             sequence.started_at, sequence.cached = now, keep
             self.counters["prompt_tokens"] += sequence.prompt_length
             self.counters["cached_tokens"] += keep
-            cached, missed = max(keep, match.awaited), place.missed
-            if not cached and missed is None:
-                missed = Missed.FAILED
+            cached = max(keep, match.awaited)
+            missed = place.missed or (None if cached else Missed.FAILED)
             if missed is not None:
                 self.counters[f"prefix_missed_{missed}"] += 1
             self._emit(sequence, Started(index, sequence.prompt_length, cached, missed))
@@ -356,9 +355,5 @@ class Scheduler:
     def _expire(self, now: float) -> None:
         for sequence in self.waiting.overdue(now):
             waited = round(now - sequence.submitted_at, 2)
-            self.fail(
-                sequence.request.request_id,
-                QueueTimeout(
-                    f"No slot became free within {waited:g} s. The server is busy; try later."
-                ),
-            )
+            message = f"No slot became free within {waited:g} s. The server is busy; try later."
+            self.fail(sequence.request.request_id, QueueTimeout(message))
