@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from server.engine.sequence import BACKGROUND
 from server.engine.sequence import Sequence as Running
 from server.engine.slots import SlotPool
 from server.engine.waitlist import MOST_OVERTAKES
@@ -30,20 +31,23 @@ class Preemption:
     ) -> tuple[Running, list[Running]] | None:
         """Return who is to have a slot now although none is free, and whose it gets; None: nobody.
 
-        `waiting`: by rank. Who goes first by its age does not count as of a better class.
+        `waiting`: by rank. Who goes first by its age counts as of a better class than the background only.
         """
         for sequence in waiting:
             if sequence.background:
                 break
+            victims = self._victims(sequence, running)
+            if victims:
+                return sequence, victims
             if sequence.request.rank[0] >= 0:
-                victims = self._victims(sequence, running)
-                return (sequence, victims) if victims else None
+                break
         return None
 
     def _victims(self, sequence: Running, running: Sequence[Running]) -> list[Running]:
         """Return as few as make room for `sequence`, the last by rank first; none where all are not enough."""
         pool = self._pool
-        rank = max(sequence.request.rank[0] + 1, PREEMPTIBLE)
+        own = sequence.request.rank[0]
+        rank = BACKGROUND if own < 0 else max(own + 1, PREEMPTIBLE)
         worse = [one for one in running if one.request.rank[0] >= rank and _may_go(one)]
         room = pool.kv_cells - pool.reserved_cells - sequence.cells_needed
         slots = len(pool.slots) - len(running)

@@ -210,6 +210,18 @@ def test_an_agent_that_cannot_be_read_keeps_nobody_from_being_served(caplog):
     assert "no such template" in caplog.text
 
 
+def test_it_makes_room_for_who_goes_first_by_its_age_too():
+    harness = harness_of(FIRST, limits=replace(LIMITS, slots=1, prefill_rows=16))
+    harness.step()
+    request = make_request("x", 2, rank=(-1, 0.0, 0))
+    harness.submit(request)
+    harness.step()
+    assert [one.request for one in harness.scheduler.running] == [request]
+    harness.run()
+    assert said(harness, request) == answer_of(request)
+    assert harness.scheduler.pins.kept == 1
+
+
 def test_it_makes_room_as_often_as_somebody_comes_and_never_goes_first():
     harness = harness_of(FIRST, limits=replace(LIMITS, slots=1, prefill_rows=16))
     for number in range(12):
