@@ -17,6 +17,9 @@ from server.engine.plan import MemoryEdit, Park
 if TYPE_CHECKING:
     from server.engine.slots import Slot
 
+_PAUSE = 32
+"""Steps for which nobody looks again where nothing could be moved."""
+
 
 @dataclass(frozen=True, slots=True)
 class CoolingLimits:
@@ -49,11 +52,15 @@ class Cooling:
         self._limits = limits
         self._idle: dict[int, _Idle] = {}
         """By slot."""
+        self._next_look = 0
+        """Step."""
 
     def cool(self, idle_cells: int, step: int) -> list[MemoryEdit]:
         """Save one cold slot's cells, or drop those that were saved. `idle_cells`: that only idle slots hold."""
         if idle_cells <= self._limits.warm:
             self._idle.clear()
+            return []
+        if step < self._next_look:
             return []
         cold = [slot for slot in self._slots if self._is_cold(slot, step)]
         if not cold:
@@ -69,6 +76,7 @@ class Cooling:
             if not idle.offered:
                 idle.offered = True
                 return [Park(slot.index, slot.scope, slot.key, slot.public)]
+        self._next_look = step + _PAUSE
         return []
 
     def _is_cold(self, slot: Slot, step: int) -> bool:

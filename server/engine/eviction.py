@@ -20,6 +20,12 @@ LEAST_PARKED = BLOCK
 MOST_COPIED = 16
 """Cells copied for each one that would be lost, at most: a short end of a long shared beginning is not worth it."""
 
+MOST_COPIED_ALIKE = 4
+"""The same where another request goes on from a slot's beginning: mostly it is the same conversation that does."""
+
+MOST_BESIDE = 4096
+"""Cells copied in a step beside those that would be lost, at most: all streams wait for it."""
+
 REMEMBERED_HEAD = 32 * TOKEN_BYTES
 REMEMBERED_EVICTIONS = 1024
 
@@ -36,6 +42,12 @@ class Eviction:
         self._partial_removal = partial_removal
         self._evicted: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         """Scope and beginning of prefixes that nobody holds any more, the latest last."""
+        self._beside = 0
+        """Cells that this step copies and somebody else holds, too, or that stay."""
+
+    def begin_step(self) -> None:
+        """Forget what was copied in the last step."""
+        self._beside = 0
 
     def remembers(self, scope: str, key: bytes) -> bool:
         """Tell whether what begins like `key` had to make room lately."""
@@ -43,10 +55,8 @@ class Eviction:
 
     def cut(self, slot: Slot, keep: int, lost: int) -> list[MemoryEdit]:
         """Drop an idle slot's cells from `keep` on; `lost` of them nobody else holds."""
-        edits: list[MemoryEdit] = []
-        if self._worth_parking(slot, lost):
-            edits.append(Park(slot.index, slot.scope, slot.key, slot.public))
-        elif keep == 0:
+        edits = self.park(slot, lost)
+        if not edits and keep == 0:
             self._evicted[slot.scope, slot.key[:REMEMBERED_HEAD]] = None
             if len(self._evicted) > REMEMBERED_EVICTIONS:
                 self._evicted.popitem(last=False)
@@ -54,6 +64,13 @@ class Eviction:
         slot.runs = [run for run in slot.runs if run.start < keep]
         edits.append(Truncation(slot.index, keep))
         return edits
+
+    def park(self, slot: Slot, lost: int) -> list[MemoryEdit]:
+        """Copy an idle slot to host memory if that pays; `lost` of its cells go, and nobody else holds them."""
+        if not self._worth_parking(slot, lost):
+            return []
+        self._beside += slot.cells - lost
+        return [Park(slot.index, slot.scope, slot.key, slot.public)]
 
     def make_room(self, room: int) -> tuple[list[MemoryEdit], int]:
         """Cut idle slots until the cells that only they hold fit into `room`; return how many there are then.
@@ -87,6 +104,9 @@ class Eviction:
 
     def _worth_parking(self, slot: Slot, lost: int) -> bool:
         if self._host is None or lost < LEAST_PARKED or lost * MOST_COPIED < slot.cells:
+            return False
+        beside = slot.cells - lost
+        if self._beside and beside > max(0, MOST_BESIDE - self._beside):
             return False
         return not self.is_kept(slot)
 

@@ -165,6 +165,7 @@ class Scheduler:
         could be restored (`restored`) and a sampler made (`fail`).
         """
         self._expire(now)
+        self.pool.begin_step()
         edits, self._edits = self._edits, []
         yield from edits
         yield from self._followers.advance()

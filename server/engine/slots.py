@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from server.engine.cells import MOST_RUNS, Holdings, Run, merge
 from server.engine.cooling import Cooling, CoolingLimits
-from server.engine.eviction import Eviction
+from server.engine.eviction import MOST_COPIED_ALIKE, Eviction
 from server.engine.host_memory import Entry, HostMemory
 from server.engine.plan import Copy, MemoryEdit, Restore, Truncation
 from server.engine.prefix_index import (
@@ -129,8 +129,10 @@ class SlotPool:
         memory, or waits for a longer one that is being computed, in the slot whose cells are worth least.
         """
         need = sequence.cells_needed
+        if self.reserved_cells + need > self.kv_cells:
+            return None
         idle = [slot for slot in self.slots if slot.sequence is None]
-        if not idle or self.reserved_cells + need > self.kv_cells:
+        if not idle:
             return None
         self._tick += 1
         match = self._sources.find(sequence, idle)
@@ -199,6 +201,10 @@ class SlotPool:
         slot.last_used = self._tick
         self.idle_cells = Holdings(self.slots).idle
 
+    def begin_step(self) -> None:
+        """Forget what was copied in the last step."""
+        self._eviction.begin_step()
+
     def cool(self, step: int) -> list[MemoryEdit]:
         """Move what has been idle for long out of the cache, while there is much of it; called before each step."""
         if self._cooling is None:
@@ -263,10 +269,14 @@ class SlotPool:
             slot = min(idle, key=loss)
         if source is not None:
             source.last_used = self._tick
-        if keep and self._has(slot, sequence, prefix):
-            self._continue(slot, keep, holdings)
-            return slot, []
         edits: list[MemoryEdit] = []
+        if keep and self._has(slot, sequence, prefix):
+            # Of another conversation perhaps, that only begins alike.
+            lost = holdings.alone(slot, keep)
+            if lost * MOST_COPIED_ALIKE >= slot.cells:
+                edits += self._eviction.park(slot, lost)
+            self._continue(slot, keep, holdings)
+            return slot, edits
         if slot.key:
             edits += self._eviction.cut(slot, 0, holdings.alone(slot))
         if source is None:

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from server.core.events import Finished, Started
-from server.engine.host_memory import HostBudget
+from server.engine.eviction import MOST_BESIDE
+from server.engine.host_memory import HostBudget, HostMemory
 from server.engine.plan import Park, Restore, Truncation
 from tests.factories import LoopHarness, make_limits, make_request, state_size
 
@@ -174,6 +175,31 @@ def test_short_ends_of_shared_beginnings_are_not_saved():
     assert harness.backend.saves == []
 
 
+def test_a_conversation_is_saved_before_another_goes_on_from_what_both_begin_with():
+    harness = LoopHarness(LIMITS, host=HostBudget(PLENTY))
+    for letter in "abc":
+        ask(harness, "s" * 64 + letter * 300)
+    assert harness.backend.saves == [(0, 369)]
+    again = ask(harness, "s" * 64 + "a" * 296 + "and another question")
+    assert cached(harness, again) == 360
+    assert harness.text(again.request_id) == alone(again)
+
+
+def test_a_step_copies_little_beside_what_would_be_lost():
+    """Twenty conversations of one agent: who comes needs the ends of ten, and each would be copied as a whole."""
+    limits = make_limits(slots=24, n_ctx=2048, kv_cells=4096, max_rows=512, prefill_rows=512)
+    harness = LoopHarness(limits, host=HostBudget(PLENTY))
+    for number in range(20):
+        ask(harness, "s" * 1000 + chr(65 + number) * 100)
+    assert harness.backend.saves == []
+    large = make_request("X" * 1900, 100)
+    harness.submit(large)
+    harness.step()
+    assert cells_of(harness).count(1000) >= 9
+    saves = [cells for _, cells in harness.backend.saves]
+    assert saves == [1105] * (MOST_BESIDE // 1000)
+
+
 def test_the_first_edit_saves_what_the_next_one_drops():
     harness = parked_harness(prompts=["a" * 300, "b" * 300])
     harness.scheduler.add(make_request("c" * 300, 6), 0.0)
@@ -293,6 +319,16 @@ def test_what_does_not_leave_for_host_memory_stays_in_the_cache(failing, monkeyp
     assert cells_of(harness) == [105, 605, 805]
     refused = harness.scheduler.counters["park_refused"] + harness.scheduler.counters["park_failed"]
     assert refused == (3 if failing in ("no room", "save fails") else 0), "each is offered once"
+
+
+def test_what_finds_no_room_is_not_looked_for_in_every_step(monkeypatch):
+    harness, _ = idle_beside_a_stream(limit=1000)
+    harness.step(40)
+    assert harness.scheduler.counters["park_refused"] == 3
+    find, looks = HostMemory.find, []
+    monkeypatch.setattr(HostMemory, "find", lambda *args: looks.append(args) or find(*args))
+    harness.step(64)
+    assert 0 < len(looks) <= 3 * 3
 
 
 def test_a_shared_beginning_stays_for_who_runs_and_its_long_end_goes():
