@@ -50,6 +50,13 @@ def call_seconds(plan):
     return 0.001 + 0.00001 * (plan.decode_rows + plan.prefill_rows + plan.draft_rows)
 
 
+def up_to_stop(tokens, stops):
+    """Return the tokens up to the one that completes a stop string."""
+    text = bytes(tokens).decode()
+    ends = [at + len(stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return tokens[: min(ends, default=len(tokens))]
+
+
 class EngineMachine(RuleBasedStateMachine):
     successor = staticmethod(hashed_successor)
     draft_rows = 0
@@ -88,8 +95,9 @@ class EngineMachine(RuleBasedStateMachine):
         rank=st.tuples(st.integers(-1, 2), st.floats(0, 9), st.integers(0, 9)),
         scope=st.sampled_from(["", "a", "b"]),
         seed=st.none() | st.integers(0, 9),
+        stop=st.sampled_from([(), (), ("b",), ("ab", "z"), ("aaba",)]),
     )
-    def arrive(self, agent, own, public, max_tokens, reuse, rank, scope, seed):
+    def arrive(self, agent, own, public, max_tokens, reuse, rank, scope, seed, stop):
         request = make_request(
             agent + own,
             min(max_tokens, N_CTX - len(agent + own)),
@@ -98,6 +106,7 @@ class EngineMachine(RuleBasedStateMachine):
             cache_scope=scope,
             public_tokens=len(agent) if public else 0,
             sampling=SamplingParams(seed=seed),
+            stop=stop,
         )
         self.requests[self.harness.submit(request)] = request
 
@@ -126,6 +135,10 @@ class EngineMachine(RuleBasedStateMachine):
         calls = len(self.harness.backend.plans)
         if self.harness.backend.codes.get(calls - 1) is not DecodeCode.FAILED:
             self.harness.backend.codes[calls] = code
+
+    @rule(held=st.booleans())
+    def hold(self, held):
+        self.harness.loop.hold(held=held)
 
     @rule(agents=st.lists(AGENTS, max_size=3))
     def pin(self, agents):
@@ -187,6 +200,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def teardown(self):
         self.harness.backend.codes.clear()
+        self.harness.loop.hold(held=False)
         self.harness.run()
         scheduler = self.harness.scheduler
         assert not scheduler.has_work
@@ -201,14 +215,15 @@ class EngineMachine(RuleBasedStateMachine):
 
     def answer_is_right(self, request, events):
         tokens = [token for event in events for token in getattr(event, "token_ids", ())]
-        assert tokens == answer_of(request, self.successor)[: len(tokens)]
+        expected = up_to_stop(answer_of(request, self.successor), request.stop)
+        assert tokens == expected[: len(tokens)]
         last = events[-1]
         if isinstance(last, Failed):
             waited = isinstance(last.error, QueueTimeout)
             assert waited or request.request_id in self.broken, last.error
         if isinstance(last, Finished) and last.reason is not FinishReason.ABORTED:
             assert request.request_id not in self.broken
-            assert len(tokens) == request.max_tokens
+            assert tokens == expected
 
 
 class DraftingMachine(EngineMachine):
