@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from server.engine.cells import Holdings, Run
@@ -113,22 +114,25 @@ class Eviction:
     def _cut_shared(
         self, held: Sequence[Slot], holdings: Holdings, excess: int
     ) -> list[MemoryEdit]:
-        """Cut a run that several idle slots hold and nobody goes on from, in all of them at once."""
+        """Cut the end of a run that several idle slots hold and nobody goes on from, in all of them at once."""
         ending: dict[Run, list[Slot]] = {}
-        inner: set[Run] = set()
+        needed: Counter[Run] = Counter()
         for slot in held:
-            *before, last = (run for run in slot.runs if run.start < slot.cells)
-            inner.update(before)
-            ending.setdefault(last, []).append(slot)
+            runs = [run for run in slot.runs if run.start < slot.cells]
+            for run, after in pairwise(runs):
+                needed[run] = max(needed[run], after.start)
+            ending.setdefault(runs[-1], []).append(slot)
+        for run in ending:
+            needed[run] = max(needed[run], holdings.needed(run))
         leaves = [
             (run, slots)
             for run, slots in ending.items()
-            if run not in inner and max(slot.cells for slot in slots) > holdings.needed(run)
+            if max(slot.cells for slot in slots) > needed[run]
         ]
         run, slots = min(leaves, key=lambda leaf: leaf[1][-1].last_used)
         slots.sort(key=lambda slot: -slot.cells)
         end = slots[0].cells
-        keep = max(holdings.needed(run), end - excess) // ALIGN * ALIGN
+        keep = max(needed[run], end - excess) // ALIGN * ALIGN
         edits = self.cut(slots[0], keep, end - keep)
         for slot in slots[1:]:  # the first one's copy in host memory is theirs, too
             if slot.cells > keep:

@@ -166,3 +166,28 @@ def test_a_beginning_that_only_idle_slots_share_makes_room_at_last():
     ]
     assert pool.idle_cells == 24
     pool.check_integrity()
+
+
+def test_an_end_that_idle_slots_share_goes_while_a_third_goes_on_from_further_up():
+    """Nobody holds cells of his own: two ended alike, and what the third one added somebody runs with."""
+    pool = SlotPool(slots=6, kv_cells=800, sharing=True)
+    common, end, other = "s" * 96, "u" * 104, "t" * 56
+    slots = []
+    for prompt in (common + end, common + end + "v" * 16, common + other):
+        seq = sequence(prompt, 1)
+        slots.append(occupy(pool, seq)[0])
+        if prompt[-1] != "v":
+            seq.computed = len(seq.tokens)
+    running = sequence(common + other + "r" * 40, 1)
+    occupy(pool, running)
+    running.computed = len(running.tokens)
+    for slot in slots:
+        pool.release(slot)
+    assert [slot.cells for slot in slots] == [200, 200, 152]
+    assert pool.idle_cells == 104
+    large = sequence("x" * 512, 16)
+    _, keep, edits = occupy(pool, large)
+    assert keep == 0
+    assert edits == [Truncation(0, 168), Truncation(1, 168)]
+    assert pool.idle_cells == 72
+    pool.check_integrity()
