@@ -117,7 +117,7 @@ class Speculation:
         streams, gap = len(sequences), self._limits.target_gap
         span = attended = sum(len(sequence.tokens) for sequence in sequences)
         plain = self._seconds(streams, span, attended)
-        if plain is None:
+        if not plain:  # streams were not measured yet, and contexts seem to explain all that prefill took
             return {}
         heapq.heapify(likely)
         order: list[int] = []
@@ -138,7 +138,7 @@ class Speculation:
             if count & (count - 1) and count % 8 and likely and count < room:
                 continue
             seconds = self._seconds(streams + count, span, attended)
-            if seconds is None or (gap is not None and streams > 1 and seconds > gap):
+            if not seconds or (gap is not None and streams > 1 and seconds > gap):
                 break  # the others would wait for longer than they should
             if expected > best * seconds:
                 best, rows = expected / seconds, count

@@ -7,10 +7,15 @@ from itertools import pairwise
 import pytest
 
 from server.core.events import Finished, FinishReason, SampledLogprobs
+from server.engine.detokenizer import Detokenizer
 from server.engine.lookup import Lookup
-from server.engine.plan import DecodeCode, Sample
+from server.engine.pace import Pace, Work
+from server.engine.plan import DecodeCode, Rows, Sample
+from server.engine.sequence import Sequence
+from server.engine.speculation import Speculation
 from tests.factories import (
     EOG,
+    ByteTokenizer,
     LoopHarness,
     hashed_successor,
     make_limits,
@@ -124,6 +129,23 @@ def test_after_drafts_that_lose_time_pauses_get_longer_and_longer(monkeypatch):
         pauses = [after - before for before, after in pairwise(steps)]
         assert len(pauses) >= 5
         assert all(after > 1.5 * before for before, after in pairwise(pauses))
+
+
+def test_nothing_is_drafted_while_a_step_seems_to_take_no_time():
+    """Contexts explain all that calls with prefill took, and no other was measured."""
+    pace = Pace(tile_rows=64)
+    for attended, took in ((1000, 1.0), (3000, 3.0), (5000, 6.0)):
+        pace.observe(Work(512, 0, 1000, attended), took)
+    assert pace.step_seconds(1, 0, span=100, attended=100) == 0.0
+    speculation = Speculation(make_limits(draft_rows=8), pace, (), Counter())
+    script = VERSE * 2
+    sequence = Sequence(make_request(script[:80]), Detokenizer(ByteTokenizer.pieces), 0.0)
+    speculation.follow(sequence)
+    assert speculation.extend([], []) == 0
+    sequence.tokens.append(script[80])
+    sequence.lookup.push(sequence.tokens)
+    assert sequence.lookup.chance > 0
+    assert speculation.extend([Rows(0, 80, [script[80]], outputs=1)], [sequence]) == 0
 
 
 def test_nothing_is_drafted_while_a_prompt_is_computed():
