@@ -32,10 +32,10 @@ class Followers:
             self._waiting.append(sequence)
 
     def behind(self) -> Counter[Sequence]:
-        """Count, for each leader, who waits for it, and for those."""
+        """Count, for each leader, who waits for it, and for those; what runs in the background does not count."""
         counts: Counter[Sequence] = Counter()
         for sequence in self._waiting:
-            leader = sequence.leader
+            leader = None if sequence.background else sequence.leader
             while leader is not None:
                 counts[leader] += 1
                 leader = leader.leader

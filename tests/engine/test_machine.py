@@ -61,12 +61,17 @@ class EngineMachine(RuleBasedStateMachine):
     successor = staticmethod(hashed_successor)
     draft_rows = 0
 
-    @initialize(align=st.sampled_from([1, 8]), cold=st.sampled_from([0, 1, 4]), split=st.booleans())
-    def begin(self, align, cold, split):
+    @initialize(
+        slots=st.sampled_from([4, 7]),
+        align=st.sampled_from([1, 8]),
+        cold=st.sampled_from([0, 1, 4]),
+        split=st.booleans(),
+    )
+    def begin(self, slots, align, cold, split):
         self.budget = HostBudget(5 * state_size(150))
         self.harness = LoopHarness(
             make_limits(
-                slots=4,
+                slots=slots,
                 n_ctx=N_CTX,
                 kv_cells=450,
                 max_rows=24,

@@ -126,6 +126,20 @@ def test_in_a_slot_of_its_own_it_computes_only_what_others_leave():
     assert harness.scheduler.pins.kept == 1
 
 
+def test_two_that_begin_alike_compute_only_what_others_leave():
+    harness = harness_of(FIRST + "One.", FIRST + "Two.", limits=replace(LIMITS, slots=3))
+    harness.step()
+    assert harness.scheduler.counters["prefix_waits"] == 1
+    own = {row.slot for row in harness.backend.plans[-1].rows}
+    request = make_request("x" * 300, 3)
+    harness.submit(request)
+    while request.request_id not in harness.events or not said(harness, request):
+        harness.step()
+        assert {row.slot for row in harness.backend.plans[-1].rows}.isdisjoint(own)
+    harness.run()
+    assert harness.scheduler.pins.kept == 2
+
+
 def test_who_follows_it_does_not_wait_behind_others():
     harness = harness_of(FIRST, limits=replace(LIMITS, slots=3))
     harness.step()
