@@ -201,7 +201,10 @@ class EngineLoop:
         if self._find_pins is None:
             return
         try:
-            scheduler.pin(self._find_pins(), self._clock.monotonic())
+            pins, now = self._find_pins(), self._clock.monotonic()
+            if not self.has_work:
+                self.last_progress = now  # after a long rest, or load, it would count as stalled
+            scheduler.pin(pins, now)
         except Exception:
             log.exception("Pinned prompts are not computed ahead")
 

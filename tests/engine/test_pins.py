@@ -201,6 +201,25 @@ def test_to_look_anew_computes_what_is_new_and_lets_go_of_the_rest():
     assert pinned == [len(SECOND)]
 
 
+def test_an_engine_that_was_idle_for_long_does_not_count_as_stalled_while_it_computes_them():
+    pins = []
+    harness = harness_of(pins=pins)
+    harness.run()
+    harness.clock.now += 3600
+    pins[:] = [pin(FIRST)]
+    harness.loop.warm()
+    decode, quiet = harness.backend.decode, []
+
+    def look(plan):
+        quiet.append(harness.clock.now - harness.loop.last_progress)
+        assert harness.loop.has_work
+        return decode(plan)
+
+    harness.backend.decode = look
+    harness.step()
+    assert quiet == [0.0]
+
+
 def test_one_that_fails_is_computed_when_it_is_looked_for_again():
     harness = harness_of(FIRST)
     harness.backend.save_fails = True
