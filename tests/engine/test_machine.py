@@ -102,7 +102,7 @@ class EngineMachine(RuleBasedStateMachine):
         seed=st.none() | st.integers(0, 9),
         stop=st.sampled_from([(), (), ("b",), ("ab", "z"), ("aaba",)]),
     )
-    def arrive(self, agent, own, public, max_tokens, reuse, rank, scope, seed, stop):
+    def arrive(self, agent, own, public, max_tokens, *, reuse, rank, scope, seed, stop):
         request = make_request(
             agent + own,
             min(max_tokens, N_CTX - len(agent + own)),

@@ -326,7 +326,12 @@ def test_what_finds_no_room_is_not_looked_for_in_every_step(monkeypatch):
     harness.step(40)
     assert harness.scheduler.counters["park_refused"] == 3
     find, looks = HostMemory.find, []
-    monkeypatch.setattr(HostMemory, "find", lambda *args: looks.append(args) or find(*args))
+
+    def counted(*args):
+        looks.append(args)
+        return find(*args)
+
+    monkeypatch.setattr(HostMemory, "find", counted)
     harness.step(64)
     assert 0 < len(looks) <= 3 * 3
 

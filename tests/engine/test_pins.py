@@ -202,7 +202,7 @@ def test_to_look_anew_computes_what_is_new_and_lets_go_of_the_rest():
 
 
 def test_an_engine_that_was_idle_for_long_does_not_count_as_stalled_while_it_computes_them():
-    pins = []
+    pins: list[Pin] = []
     harness = harness_of(pins=pins)
     harness.run()
     harness.clock.now += 3600
