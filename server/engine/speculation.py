@@ -117,9 +117,8 @@ class Speculation:
         streams, gap = len(sequences), self._limits.target_gap
         span = attended = sum(len(sequence.tokens) for sequence in sequences)
         plain = self._seconds(streams, span, attended)
-        if (
-            not plain
-        ):  # streams were not measured yet, and contexts seem to explain all that prefill took
+        # Zero while streams were not measured yet, and contexts seem to explain all that prefill took.
+        if not plain:
             return {}
         heapq.heapify(likely)
         order: list[int] = []
