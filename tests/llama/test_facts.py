@@ -114,14 +114,10 @@ def test_a_cell_stays_as_long_as_somebody_holds_it_and_is_taken_once(make_driver
 @pytest.mark.parametrize(
     "wrong", [(0, 0, 8), (0, 1, 0), (0, 1, 21), (1, 0, 8), (0, 9, 8), (-1, 1, 8)]
 )
-def test_what_cannot_be_shared_is_refused_before_llama_cpp_asserts(make_driver, wrong):
-    driver = make_driver(SCRIPTED)
-    driver.start(0, prompt_of(1, 20))
-    driver.run(1)
-    with pytest.raises(ValueError, match="cannot share"):
-        driver.backend.copy(*wrong)
-    split = make_driver(SCRIPTED, layout="split")
-    split.start(0, prompt_of(1, 20))
-    split.run(1)
-    with pytest.raises(ValueError, match="cannot share"):
-        split.backend.copy(0, 1, 8)
+def test_what_cannot_be_shared_or_copied_is_refused_before_llama_cpp_asserts(make_driver, wrong):
+    for layout in ("unified", "split"):
+        driver = make_driver(SCRIPTED, layout=layout)
+        driver.start(0, prompt_of(1, 20))
+        driver.run(1)
+        with pytest.raises(ValueError, match="cannot have"):
+            driver.backend.copy(*wrong)
