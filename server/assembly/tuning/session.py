@@ -21,7 +21,7 @@ NO_TIME = "no time was left"
 PAIRS = 2
 """A B A B."""
 SPLIT_GAIN = 0.10
-"""What the split layout must bring: no prefix is shared between its slots."""
+"""What the split layout must bring: prefixes are copied between its slots, and take cells in each."""
 _DEPTHS = (2048, 1024, 512, 256, 128, 64, 32)
 _MOST_RUN, _LEAST_RUN = 8.0, 1.0
 """Seconds of one run."""
