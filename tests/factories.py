@@ -16,7 +16,7 @@ from server.engine.interface import Backend, EngineState, HostState, ModelInfo
 from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
 from server.engine.pins import FindPins
-from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
+from server.engine.plan import CallShape, DecodeCode, Rows, Sample, StepPlan, StepResult
 from server.engine.scheduler import Scheduler
 
 N_VOCAB = 258
@@ -124,14 +124,16 @@ class ScriptedBackend:
         sample: Callable[[int], Sample] | None = None,
         partial_removal: bool = True,
         split: bool = False,
-        tile_rows: int = 1,
+        calls: CallShape | None = None,
     ) -> None:
-        """`codes`: number of the decode call, from 0 → the code it shall return; `split`: copies share no cells."""
+        """`codes`: number of the decode call, from 0 → the code it shall return; `split`: copies share no
+        cells, and calls take several passes unless `calls` says otherwise.
+        """
         self.info = replace(
             MODEL_INFO,
             partial_removal=partial_removal,
             shares_cells=not split,
-            tile_rows=tile_rows,
+            calls=CallShape(one_pass=not split) if calls is None else calls,
         )
         self.tokenizer = ByteTokenizer()
         self.limits = limits

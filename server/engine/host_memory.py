@@ -169,7 +169,7 @@ class HostMemory:
     def make_room(self, nbytes: int, scope: str, key: bytes, public: int = 0) -> bool:
         """Take `nbytes` of the budget for a prefix to come; False when that cannot be.
 
-        What begins it goes, for it holds that, too; then what is worth least.
+        What begins it goes, for it holds that, too, or all of it but some last tokens; then what is worth least.
         """
         if nbytes > self._budget.share or self._closed:
             return False
@@ -286,16 +286,22 @@ class HostMemory:
             node = child
 
     def _beginnings(self, scope: str, key: bytes) -> list[Entry]:
-        """Return the entries that `key` begins with."""
+        """Return the entries that `key` begins with, but for less than a block at their ends.
+
+        The template often writes a conversation's last answer in other tokens than were generated.
+        """
         found = []
         for depth, node in enumerate(self._path(scope, key)):
-            end = (depth + 1) * _BLOCK_BYTES
+            end = (depth + 2) * _BLOCK_BYTES
             found += [
                 entry
                 for entry in node.entries
-                if len(entry.key) < end and not entry.pins and key.startswith(entry.key)
+                if depth
+                and len(entry.key) < end
+                and not entry.pins
+                and len(entry.key) - common_prefix_length(key, entry.key) < _BLOCK_BYTES
             ]
-        return found
+        return list(dict.fromkeys(found))
 
     def _drop_least(self) -> bool:
         """Drop the entry that is worth least: long, lately and often used ones are worth most."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from server.core.events import Event
 from server.core.request import GenerationRequest
-from server.engine.plan import StepPlan, StepResult
+from server.engine.plan import PLAIN_CALLS, CallShape, StepPlan, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class ModelInfo:
     metadata: Mapping[str, str] = field(default_factory=dict)
     partial_removal: bool = True
     """False for recurrent and hybrid memories, whose sequences can only be removed whole."""
-    tile_rows: int = 1
-    """Rows that a call computes attention for at once, if it has as many; 1 where that makes no difference."""
+    calls: CallShape = PLAIN_CALLS
+    """How decode calls should look."""
     shares_cells: bool = False
     """Whether several slots can hold the same cells, so that `Backend.copy` costs nothing."""
     saves_cells: bool = False

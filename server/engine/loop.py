@@ -152,7 +152,7 @@ class EngineLoop:
             partial_removal=info.partial_removal,
             sharing=info.shares_cells,
             copying=info.saves_cells,
-            tile_rows=info.tile_rows,
+            calls=info.calls,
             host=self.memory,
         )
         if self.memory is not None:

@@ -112,7 +112,7 @@ class Pace:
     """Belongs to the engine thread. Other threads may read `prefill_row_seconds`."""
 
     def __init__(self, tile_rows: int = 1) -> None:
-        """Nothing is measured yet. `tile_rows`: as in `ModelInfo`; calls with fewer rows attend at another price."""
+        """Nothing is measured yet. `tile_rows`: as in `CallShape`; calls with fewer rows attend at another price."""
         self._tile = tile_rows
         self.prefill_row_seconds: float | None = None
         """What a prompt row takes in the largest calls seen, at the beginning of a context."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from server.core.errors import OnegpuError
 from server.core.events import SampledLogprobs
@@ -101,6 +101,22 @@ class StepPlan:
     prefill_rows: int = 0
     draft_rows: int = 0
     """Of tokens that nobody has sampled yet."""
+
+
+class CallShape(NamedTuple):
+    """How decode calls should look, so that the backend takes no longer than it has to."""
+
+    tile_rows: int = 1
+    """Rows that a call computes attention for at once, if it has as many; 1 where that makes no difference."""
+    chunk_rows: int = 1
+    """Rows that a chunk of a prompt should have: with fewer, each takes longer."""
+    one_pass: bool = True
+    """Whether rows of all slots are computed together, however many each has. Else a call that mixes streams and
+    prompts takes no less time than one for each."""
+
+
+PLAIN_CALLS = CallShape()
+"""Any will do."""
 
 
 class DecodeCode(IntEnum):

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from server.engine.limits import SchedulerLimits
 from server.engine.pace import Pace, Work, attended_cells
-from server.engine.plan import Rows
+from server.engine.plan import PLAIN_CALLS, CallShape, Rows
 from server.engine.prefix_index import ALIGN, MIN_PREFILL_ROWS, chunk_rows
 from server.engine.sequence import Sequence as Running
 
@@ -33,15 +33,15 @@ class Room:
         seconds: float | None,
         *,
         align: int = ALIGN,
-        tile: int = 1,
+        chunk: int = 1,
     ) -> None:
         """`work`: what is planned already; `seconds`: for all of the step.
 
-        Chunks end at multiples of `align`. `tile`: as `ModelInfo.tile_rows`.
+        Chunks end at multiples of `align`. `chunk`: as `CallShape.chunk_rows`.
         """
         self._pace = pace
         self._align = align
-        self._tile = tile
+        self._chunk = chunk
         self._work = work
         self._rows = rows
         self._seconds = seconds
@@ -50,12 +50,13 @@ class Room:
     def take(self, start: int, remaining: int) -> int:
         """Return how many of a prompt's `remaining` rows fit, the first at position `start`; they are planned now.
 
-        The first prompt gets some whatever they take, and a tile is filled: its last rows cost less than nothing.
+        The first prompt gets some whatever they take, and a chunk has its rows: the last ones
+        cost next to nothing, or less.
         """
         most = min(remaining, self._rows)
         count = most if self._seconds is None else self._fitting(start, most, remaining)
         if count < most:
-            total = max((self._work.rows + count) // self._tile, 1) * self._tile
+            total = max((self._work.rows + count) // self._chunk, 1) * self._chunk
             count = min(max(total - self._work.rows, 0), most)
         if self._empty:
             count = max(count, min(most, MIN_PREFILL_ROWS))
@@ -94,9 +95,9 @@ class Prefill:
     first gets rows in at least one of `MOST_PASSED` + 1 steps, so every prompt ends in bounded time.
     """
 
-    def __init__(self, limits: SchedulerLimits, pace: Pace, tile_rows: int = 1) -> None:
-        """Nobody was passed yet. `tile_rows`: as in `ModelInfo`."""
-        self._tile = tile_rows
+    def __init__(self, limits: SchedulerLimits, pace: Pace, calls: CallShape = PLAIN_CALLS) -> None:
+        """Nobody was passed yet. `calls`: as in `ModelInfo`."""
+        self._calls = calls
         self._limits = limits
         self._pace = pace
         self._passed = 0
@@ -115,7 +116,7 @@ class Prefill:
         """Return a step's rows, sorted by slot, and how many of them decode.
 
         `cells_beside`: counts cells that `decode` attends and no prompt does. Where they would add more to a tile
-        than streams take alone, streams and prompts have steps in turn.
+        than streams take alone, streams and prompts have steps in turn; also where a call takes several passes.
         """
         if not self._apart(decode, cells_beside):
             rows = decode + self.rows(prefilling, followers, decode, halvings)
@@ -129,7 +130,9 @@ class Prefill:
         return rows, 0
 
     def _apart(self, decode: Sequence[Rows], cells_beside: Callable[[], int]) -> bool:
-        if self._tile > 1 and decode:
+        if decode and not self._calls.one_pass:
+            return True
+        if decode and self._calls.tile_rows > 1:
             alone = self._pace.seconds(Work.of(decode))
             if alone is not None and self._pace.tile_seconds(cells_beside()) > alone:
                 return True
@@ -187,8 +190,8 @@ class Prefill:
                 seconds -= alone if waiting else 0.0
         most = min(limits.max_rows - work.rows, most) >> halvings
         most = max(most, MIN_PREFILL_ROWS)
-        align = limits.reuse_align
-        return Room(self._pace, work, most, seconds, align=align, tile=self._tile)
+        align, chunk = limits.reuse_align, max(self._calls[:2])
+        return Room(self._pace, work, most, seconds, align=align, chunk=chunk)
 
 
 def _packed(order: Iterable[Running], room: Room) -> list[Rows]:

@@ -24,7 +24,9 @@ from server.engine.limits import SchedulerLimits
 from server.engine.pace import Pace
 from server.engine.pins import Pin, Pins
 from server.engine.plan import (
+    PLAIN_CALLS,
     Admission,
+    CallShape,
     DecodeCode,
     Edit,
     MemoryEdit,
@@ -58,12 +60,12 @@ class Scheduler:
         partial_removal: bool = True,
         sharing: bool = False,
         copying: bool = False,
-        tile_rows: int = 1,
+        calls: CallShape = PLAIN_CALLS,
         host: HostMemory | None = None,
     ) -> None:
         """Take what the KV memory can do: drop the end of a sequence; let sequences share cells, or copy them.
 
-        `tile_rows`: as in `ModelInfo`; `host`: where idle prefixes go when their cells are needed.
+        `calls`: how they should look; `host`: where idle prefixes go when their cells are needed.
         """
         self.limits = limits
         cooling = CoolingLimits(limits.cold_steps, limits.warm_cells)
@@ -81,8 +83,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         """Sorted by slot: llama.cpp's split KV layout is slower on unsorted rows."""
         self.counters: Counter[str] = Counter()
-        self.pace = Pace(tile_rows)
-        self._prefill = Prefill(limits, self.pace, tile_rows)
+        self.pace = Pace(calls.tile_rows)
+        self._prefill = Prefill(limits, self.pace, calls)
         self._followers = Followers(self.pool, self.counters)
         self._speculation: Speculation | None = None
         if limits.draft_rows and partial_removal:

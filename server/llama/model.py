@@ -13,6 +13,7 @@ from server.catalog.gguf_split import part_paths
 from server.catalog.plan import Allocated
 from server.core.errors import ConfigError, ModelFileError
 from server.engine.interface import ModelInfo
+from server.engine.plan import CallShape
 from server.llama.adapter import attach_adapter
 from server.llama.allocated import parse_allocated
 from server.llama.native import (
@@ -33,7 +34,7 @@ _EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _SPLIT_NONE = 0
 _FLASH = {"on": 1, "off": 0}
 _ALL_LAYERS = -1
-_TILE_ROWS = 64
+_CPU_ROWS = 64
 """`GGML_FA_TILE_Q` (ggml-cpu/common.h)."""
 _LONGEST_VALUE = 256
 """Bytes kept of a metadata value; the chat template and the token list are longer and have their
@@ -231,28 +232,34 @@ def read_info(loaded: LoadedModel, params: LlamaParams, n_vocab: int) -> ModelIn
         created=int(params.path.stat().st_mtime),
         metadata=metadata,
         partial_removal=partial_removal,
-        tile_rows=tile_rows(library, model, params),
+        calls=call_shape(library, model, params),
         shares_cells=partial_removal and params.unified,
         # A state leaves out the cells that a sliding window has passed: cut to less, it would lack some.
-        saves_cells=library.model_n_swa(model) == 0 and params.flash_attention != "off",
+        # Without flash attention V is stored by dimension, and cells that do not follow each other, as those of the
+        # unified layout, take a copy each for every one.
+        saves_cells=library.model_n_swa(model) == 0 and (params.flash or not params.unified),
     )
 
 
-def tile_rows(library: Library, model: Address, params: LlamaParams) -> int:
-    """Rows of ggml's attention tiles on a CPU; 1 where it does not use them.
+def call_shape(library: Library, model: Address, params: LlamaParams) -> CallShape:
+    """Return how calls should look.
 
-    It takes each K and V from memory once for 64 rows, in calls that have as many (ggml-cpu/ops.cpp: `use_tiled`),
-    and once for each row otherwise. Of split streams every one would have to have as many.
+    A CPU takes 64 rows in the time of some 40 to 60 single ones. Its flash attention takes each K and V from memory
+    once for 64 rows, in calls that have as many (ggml-cpu/ops.cpp: `use_tiled`), and once for each row otherwise; of
+    split streams every one would have to have as many.
     """
-    gpu = gpu_layers(library, params)
+    on_cpu = 0 <= gpu_layers(library, params) < library.model_n_layer(model)
     tiled = (
-        0 <= gpu < library.model_n_layer(model)
-        and params.unified
+        params.unified
         and params.kv_type == params.value_type
         and params.kv_type in ("f16", "f32")
-        and params.flash_attention != "off"
+        and params.flash
     )
-    return _TILE_ROWS if tiled else 1
+    return CallShape(
+        tile_rows=_CPU_ROWS if on_cpu and tiled else 1,
+        chunk_rows=_CPU_ROWS if on_cpu else 1,
+        one_pass=params.unified,
+    )
 
 
 def _read_metadata(library: Library, model: Address) -> dict[str, str]:

@@ -178,6 +178,11 @@ class LlamaParams:
         return self.layout == "unified" or (self.layout == "auto" and not self.row_by_row)
 
     @property
+    def flash(self) -> bool:
+        """Whether attention is computed without storing its scores."""
+        return self.flash_attention != "off"
+
+    @property
     def row_by_row(self) -> bool:
         """Whether every row is computed by itself (`n_ubatch` 1): the deterministic mode.
 

@@ -31,13 +31,25 @@ def of_cells(*cells: int) -> HostMemory:
 
 def test_the_longest_prefix_of_the_scope_is_found():
     memory = of_cells(1000, 1000)
-    short, long = put(memory, "a" * 100 + "b"), put(memory, "a" * 200)
+    short, long = put(memory, "a" * 100 + "b" * BLOCK), put(memory, "a" * 200)
     other = put(memory, "a" * 300, scope="other")
     assert memory.find("", key_of("a" * 250)) == (long, 200)
-    assert memory.find("", key_of("a" * 100 + "bcd")) == (short, 101)
+    assert memory.find("", key_of("a" * 100 + "b" * BLOCK + "cd")) == (short, 100 + BLOCK)
     assert memory.find("other", key_of("a" * 250)) == (other, 250)
     assert memory.find("third", key_of("a" * 250)) == (None, 0)
     assert memory.find("", key_of("a" * (BLOCK - 1))) == (None, 0)
+
+
+def test_what_goes_on_takes_the_place_of_its_beginning_but_for_some_last_tokens():
+    memory = of_cells(1000, 1000)
+    told = "a conversation that was answered, and goes on after that. " * 2
+    put(memory, told + "x" * (BLOCK - 1))
+    put(memory, told + "y" * BLOCK)
+    put(memory, "y" * BLOCK, scope="other")
+    put(memory, told + "the answer as the template writes it, and the next question")
+    texts = [told + "y" * BLOCK, "y" * BLOCK]
+    texts.append(told + "the answer as the template writes it, and the next question")
+    assert kept(memory) == texts
 
 
 def test_what_is_public_is_found_from_everywhere_and_nothing_after_it():
@@ -84,10 +96,11 @@ def test_a_prefix_of_a_longer_entry_is_not_kept_twice():
     memory = of_cells(1000)
     put(memory, "a" * 100)
     put(memory, "a" * 100, scope="other")
-    put(memory, "a" * 130 + "b")
+    put(memory, "a" * 130 + "b" * BLOCK)
     put(memory, "a" * 130 + "c")
     put(memory, "a" * 130 + "c" * 70)
-    assert sorted(kept(memory)) == ["a" * 100, "a" * 130 + "b", "a" * 130 + "c" * 70]
+    kinds = ["a" * 100, "a" * 130 + "b" * BLOCK, "a" * 130 + "c" * 70]
+    assert sorted(kept(memory)) == kinds
 
 
 def test_bytes_never_exceed_the_budget_and_what_is_worth_least_goes():
@@ -140,7 +153,7 @@ def test_engines_share_one_budget_in_equal_parts():
 def test_there_are_not_more_entries_than_can_be_looked_at():
     memory = HostMemory(HostBudget(10**9))
     for number in range(MOST_ENTRIES + 3):
-        put(memory, f"{number:0100}")
+        put(memory, f"{number:<5}" + "-" * 95)
     assert len(memory) == MOST_ENTRIES
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.engine.pace import Work
-from server.engine.plan import StepPlan
+from server.engine.plan import CallShape, StepPlan
 from server.engine.prefill import LONGER, MOST_PASSED, PREFILL_SHARE, UNMEASURED_ROWS
 from server.engine.prefix_index import MIN_PREFILL_ROWS
 from tests.engine.machines import CPU, GPU, TILED, machine, timed
@@ -59,7 +59,7 @@ def streaming(harness: LoopHarness, count: int, tokens: int = 1000) -> list[str]
 
 def taught(truth=CPU, streams: int = 3, **fields) -> tuple[LoopHarness, list]:
     """A harness that knows its machine, and `streams` that run on it."""
-    harness = LoopHarness(make_limits(**(LIMITS | fields)), tile_rows=truth.tile)
+    harness = LoopHarness(make_limits(**(LIMITS | fields)), calls=CallShape(truth.tile, truth.tile))
     calls = timed(harness, machine(truth))
     harness.submit(make_request(prompt(900, "z"), 4))
     harness.run()
@@ -278,7 +278,7 @@ def tiled(plan: StepPlan) -> float:
 def beside_a_document(context: int) -> tuple[LoopHarness, list[StepPlan]]:
     """Two streams with so long contexts, and the steps that compute a document beside them."""
     limits = make_limits(**(LIMITS | {"reuse_align": 1}))
-    harness = LoopHarness(limits, tile_rows=TILED.tile, cost=tiled)
+    harness = LoopHarness(limits, calls=CallShape(TILED.tile, TILED.tile), cost=tiled)
     harness.submit(make_request(prompt(1500, "z"), 2))
     harness.run()
     for letter in "ab":
@@ -303,3 +303,23 @@ def test_shallow_streams_go_along_with_a_document():
     _, plans = beside_a_document(16)
     assert all(plan.decode_rows == 2 for plan in plans[:4])
     assert all(plan.prefill_rows for plan in plans[:4])
+
+
+@pytest.mark.parametrize("context", [50, 1500])
+def test_streams_and_prompts_have_steps_in_turn_where_a_call_takes_several_passes(context):
+    """The split layout: llama.cpp computes a row of each slot first, then what is left of every prompt."""
+    limits = make_limits(**(LIMITS | {"reuse_align": 1}))
+    calls = CallShape(chunk_rows=64, one_pass=False)
+    harness = LoopHarness(limits, split=True, calls=calls)
+    timed(harness, machine(CPU))
+    for letter in "ab":
+        tell(harness, harness.submit(make_request(prompt(context, letter), 1000)))
+    harness.step(5)
+    harness.backend.plans.clear()
+    tell(harness, harness.submit(make_request(prompt(700, "d"), 2)))
+    kinds = [(plan.decode_rows, plan.prefill_rows > 0) for plan in harness.backend.plans]
+    kinds = kinds[kinds.index((0, True)) :]
+    assert len(kinds) >= 8
+    assert kinds == ([(0, True), (2, False)] * len(kinds))[: len(kinds)]
+    chunks = [plan.prefill_rows for plan in harness.backend.plans if plan.prefill_rows]
+    assert min(chunks[:-1]) >= 64

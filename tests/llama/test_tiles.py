@@ -28,4 +28,7 @@ from server.llama.params import LlamaParams
 def test_tiles_are_told_where_ggml_uses_them(make_driver, models, fields, rows):
     loaded = make_driver().backend._loaded
     params = replace(LlamaParams(models.path(None), n_ctx=256, warmup=False), **fields)
-    assert read_info(loaded, params, 250).tile_rows == rows
+    calls = read_info(loaded, params, 250).calls
+    assert calls.tile_rows == rows
+    assert calls.chunk_rows == (1 if fields.get("n_gpu_layers") == "all" else 64)
+    assert calls.one_pass == (fields.get("layout") != "split")
