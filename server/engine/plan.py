@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -101,6 +102,16 @@ class StepPlan:
     prefill_rows: int = 0
     draft_rows: int = 0
     """Of tokens that nobody has sampled yet."""
+
+    def count(self, counters: Counter[str]) -> None:
+        """Add what was computed, once it is."""
+        counters["decode_rows"] += self.decode_rows
+        counters["prefill_rows"] += self.prefill_rows
+        counters["speculative_steps"] += self.draft_rows > 0
+        counters["prefill_steps"] += self.prefill_rows > 0
+        if self.decode_rows:
+            counters["prefill_rows_decoding"] += self.prefill_rows
+            counters["prefill_steps_decoding"] += self.prefill_rows > 0
 
 
 class CallShape(NamedTuple):

@@ -219,13 +219,7 @@ class Scheduler:
             self._edits += self._recovery.failed(plan, result)
             return
         self._recovery.succeeded()
-        self.counters["decode_rows"] += plan.decode_rows
-        self.counters["prefill_rows"] += plan.prefill_rows
-        self.counters["speculative_steps"] += plan.draft_rows > 0
-        self.counters["prefill_steps"] += plan.prefill_rows > 0
-        if plan.decode_rows:
-            self.counters["prefill_rows_decoding"] += plan.prefill_rows
-            self.counters["prefill_steps_decoding"] += plan.prefill_rows > 0
+        plan.count(self.counters)
         slots = self.pool.slots
         samples = iter(result.samples)
         for row in plan.rows:

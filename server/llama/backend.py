@@ -16,6 +16,7 @@ from server.engine.interface import Backend, BackendLoader, HostState, ModelInfo
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
 from server.llama import saved
 from server.llama.batch import BatchBuffer
+from server.llama.calls import grouping
 from server.llama.dry import DryPrototypes
 from server.llama.logprobs import LogprobReader
 from server.llama.model import LoadedModel, free_model, load_model, read_info
@@ -43,7 +44,7 @@ class LlamaBackend:
         self._vocab = LlamaVocab(self._library, vocab_address)
         self._n_vocab = self._vocab.n_vocab
         self._info = read_info(loaded, params, self._n_vocab)
-        self._row_by_row = params.row_by_row
+        self._grouped = grouping(params, self._info.calls)
         self._unified = params.unified
         self._most_outputs = params.outputs
         self._cells = [0] * params.slots
@@ -171,20 +172,21 @@ class LlamaBackend:
         self._samplers.close(slot)
 
     def decode(self, plan: StepPlan) -> StepResult:
-        """Run one decode call and sample each output row. Never raises for what one request did."""
+        """Run one decode call, or several for it, and sample each output row. Never raises for what one request did."""
         if (fault := self._fault(plan.rows)) is not None:
             return StepResult(DecodeCode.INVALID, reason=fault)
-        if not self._row_by_row:
+        groups = self._grouped(plan.rows)
+        if len(groups) == 1:
             return self._call(plan.rows)
-        # llama.cpp would compute a row of every stream of the split layout together.
-        total = StepResult()
-        for rows in plan.rows:
-            result = self._call([rows])
+        samples: dict[int, list[Sample]] = {}
+        for group in groups:
+            result = self._call(group)
             if result.code is not DecodeCode.OK:
                 failed = {rows.slot: self._resync(rows) for rows in plan.rows}
                 return StepResult(DecodeCode.FAILED, cells=failed)
-            total.samples += result.samples
-        return total
+            slots = (rows.slot for rows in group if rows.outputs)
+            samples.update(zip(slots, result.samples, strict=True))
+        return StepResult(samples=[samples[rows.slot] for rows in plan.rows if rows.outputs])
 
     def _call(self, planned: list[Rows]) -> StepResult:
         """Run one `llama_decode` over checked rows and sample its outputs."""

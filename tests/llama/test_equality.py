@@ -21,6 +21,7 @@ KINDS: list[dict[str, Any]] = [
     {"layout": "unified", "kv_type": "q8_0"},
     {"layout": "split", "kv_type": "q4_0"},
     {"layout": "unified", "kv_type": "f32", "flash_attention": "off"},
+    {"layout": "split", "kv_type": "f16", "flash_attention": "off"},
     {"layout": "unified", "kv_type": "f16", "n_ubatch": 1},
     {"layout": "unified", "kv_type": "q8_0", "kv_type_v": "f16", "n_ubatch": 8},
 ]
@@ -56,6 +57,27 @@ def test_chunked_prefill_beside_decoding_equals_alone(make_driver, layout, chunk
     while any(len(sequence.said) < 12 for sequence in sequences):
         driver.run(1, chunk)
     assert [sequence.said[:12] for sequence in sequences] == WANTED
+
+
+def test_a_deep_sequence_beside_shallow_ones_has_calls_of_its_own(make_driver, monkeypatch):
+    driver = make_driver(SCRIPTED, layout="split", flash_attention="off", n_ctx=2048)
+    calls: list[list[int]] = []
+    call = driver.backend._call
+
+    def noted(rows):
+        calls.append([one.slot for one in rows])
+        return call(rows)
+
+    monkeypatch.setattr(driver.backend, "_call", noted)
+    deep = prompt_of(6, 1900)
+    prompts = [PROMPTS[0], deep, PROMPTS[2], PROMPTS[3]]
+    sequences = [driver.start(slot, prompt) for slot, prompt in enumerate(prompts)]
+    driver.run(12, chunk=64)
+    while len(sequences[1].said) < 5:
+        driver.run(1, chunk=64)
+    assert calls[-2:] == [[0, 2, 3], [1]]
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        assert sequence.said == follow(SCRIPTED, prompt[-1], len(sequence.said))
 
 
 @pytest.mark.parametrize("layout", ["unified", "split"])
