@@ -46,6 +46,8 @@ class Sizes:
     kv_type: KvType
     n_gpu_layers: int | Literal["auto", "all"]
     n_cpu_moe: int
+    kv_layout: Literal["unified", "split"]
+    flash_attention: bool
     draft_rows: int
     """Rows of a step for tokens that are foreseen."""
 
@@ -212,7 +214,9 @@ def _repacking(memory: Memory, group: Group) -> Memory:
 
 def _size(group: Group, shape: ModelShape, memory: Memory, left: Memory) -> Sized:
     wishes = _wishes(group, shape)
-    choice = choose(shape, wishes, left) if _has_auto(group) else Choice(None)
+    # Without a card, sizes that are given stay as they are, and flash attention may make room beside the others.
+    gives_way = _has_auto(group) or not memory.has_gpu
+    choice = choose(shape, wishes, left) if gives_way else Choice(None)
     if choice.best is None:
         choice = choose(shape, wishes, memory)
     best = choice.best
@@ -230,6 +234,8 @@ def _size(group: Group, shape: ModelShape, memory: Memory, left: Memory) -> Size
         kv_type=best.kv_type,  # type: ignore[arg-type] # one of the planner's own
         n_gpu_layers=layers,
         n_cpu_moe=best.n_cpu_moe,
+        kv_layout="split" if best.kv_layout == "split" else "unified",
+        flash_attention=best.flash_attention,
         draft_rows=best.draft_rows,
     )
     partly = memory.has_gpu and best.n_gpu_layers < best.n_layers

@@ -69,10 +69,16 @@ def add_parser(commands: Commands) -> None:
 def _add_fixed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-ubatch", metavar="ROWS", default="512", help="rows of a graph [512]")
     parser.add_argument(
-        "--kv-layout", choices=("auto", "unified", "split"), default=_AUTO, help="[unified]"
+        "--kv-layout",
+        choices=("auto", "unified", "split"),
+        default=_AUTO,
+        help="auto: split on a CPU",
     )
     parser.add_argument(
-        "--flash-attention", choices=("auto", "on", "off"), default=_AUTO, help="[on]"
+        "--flash-attention",
+        choices=("auto", "on", "off"),
+        default=_AUTO,
+        help="auto: off in a CPU's split layout",
     )
     parser.add_argument("--vram", metavar="SIZE", help="plan for such a card, 24GiB [this one]")
     parser.add_argument("--ram", metavar="SIZE", help="plan for so much system memory [this one]")

@@ -103,6 +103,7 @@ def planned_wishes(settings: Settings) -> Wishes:
         kv_cells=engine.effective_kv_cells,
         kv_type=kv,
         n_gpu_layers="auto" if layers == 0 else layers,
+        kv_layout=engine.kv_layout,
         flash_attention=engine.flash_attention,
         draft_rows=engine.effective_draft_rows,
     )

@@ -74,13 +74,13 @@ class LlamaParams:
     yarn_beta_fast: float | None = None
     yarn_beta_slow: float | None = None
     flash_attention: FlashAttention = "auto"
-    """`auto`: on. Without it saving and loading of prefixes is 500 times slower, and V cannot be
-    quantized."""
+    """`auto`: on. What is served says on or off (`catalog.plan.attention`). Without it V cannot be quantized, and to
+    save cells of the unified layout that do not follow each other takes as long as to compute them."""
     kv_type: KvType = "f16"
     kv_type_v: KvType | None = None
     """None: as `kv_type`."""
     layout: Layout = "auto"
-    """`auto`: unified, but split for row by row."""
+    """`auto`: unified, but split for row by row. What is served says which."""
     n_batch: int = 512
     """Most rows of one decode call."""
     n_ubatch: int = 512

@@ -1,7 +1,8 @@
 """A slot's cells as bytes in host memory, in llama.cpp's own form.
 
 That form names no model: a state belongs to the context that it came from. What it holds of a model with sliding-window
-attention is not all cells, and without flash attention a copy takes as long as computing; neither is done.
+attention is not all cells; in the unified layout without flash attention cells that do not follow each other, as most,
+take as long to copy as to compute. Neither is done.
 """
 
 from __future__ import annotations

@@ -110,10 +110,12 @@ class EngineSettings(Section):
         "f16", description="KV cache precision, or auto; q8_0 takes 53 % of f16's memory"
     )
     kv_layout: Literal["auto", "unified", "split"] = Field(
-        "auto", description="one KV buffer for all slots (unified; auto) or one each (split)"
+        "auto",
+        description="one KV buffer for all slots (unified) or one each (split); auto: split on a CPU",
     )
     flash_attention: Literal["auto", "on", "off"] = Field(
-        "auto", description="flash attention; a quantized kv_type needs it"
+        "auto",
+        description="flash attention; auto: on, but in a CPU's split layout; a quantized kv_type needs it",
     )
     host_cache: AutoSize = Field(
         "auto",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.assembly.engine import build_engine, scheduler_limits
+from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.sizing import grouped, sized
 from server.assembly.wanted import wanted
 from server.catalog.plan import Memory
@@ -55,3 +55,44 @@ async def test_reuse_is_aligned_as_the_kv_type_promises(tmp_path: Path, kv_type:
     memory = Memory(cpu_available=2**40)
     (one,) = sized(grouped(wanted(settings, Path), memory), memory)
     assert scheduler_limits(one).reuse_align == align
+
+
+@pytest.mark.parametrize(
+    ("engine", "layout", "flash"),
+    [
+        ({}, "split", "off"),
+        ({"kv_type": "auto"}, "split", "off"),
+        ({"kv_type": "q8_0"}, "split", "on"),
+        ({"kv_cells": 1000}, "unified", "on"),
+        ({"kv_layout": "unified"}, "unified", "on"),
+        ({"flash_attention": "on"}, "split", "on"),
+        ({"deterministic": True}, "split", "on"),
+    ],
+)
+async def test_what_is_loaded_on_a_cpu_is_what_was_planned(tmp_path: Path, engine, layout, flash):
+    path = write_model(tmp_path / "m.gguf", ModelSpec())
+    settings = Settings.model_validate(
+        {"model": {"path": path}, "engine": {"n_ctx": 256, **engine}}
+    )
+    memory = Memory(cpu_available=2**40)
+    (one,) = sized(grouped(wanted(settings, Path), memory), memory)
+    params = llama_params(one)
+    assert (params.layout, params.flash_attention) == (layout, flash)
+    assert (one.plan.kv_layout, one.plan.flash_attention) == (layout, flash == "on")
+
+
+async def test_flash_attention_makes_room_for_a_second_model(tmp_path: Path):
+    first, second = (write_model(tmp_path / f"{name}.gguf", ModelSpec()) for name in "ab")
+
+    def planned(memory: Memory, flash: str = "auto"):
+        engine = {"n_ctx": 256, "flash_attention": flash}
+        document = {"model": {"path": first}, "models": {"b": {"from": str(second)}}}
+        settings = Settings.model_validate(document | {"engine": engine})
+        return sized(grouped(wanted(settings, Path), memory), memory)
+
+    off, on = (planned(Memory(cpu_available=2**40), how)[0] for how in ("off", "on"))
+    both = Memory(cpu_available=off.footprint.cpu + on.footprint.cpu)
+    assert [one.plan.flash_attention for one in planned(both)] == [False, True]
+    # Too little for both: they take turns, each as it is alone.
+    turns = Memory(cpu_available=off.footprint.cpu)
+    assert [one.plan.flash_attention for one in planned(turns)] == [False, False]

@@ -119,19 +119,20 @@ def test_kv_bytes_of_qwen3_32b(shapes, kv_type, per_token):
 def test_pages_that_are_read_once_need_not_fit(shapes):
     """A repacked model runs where its weights fit once: the file's own pages are given back."""
     shape = shapes["32b"]
-    packed = plan(shape, Wishes(n_ctx=4096), Memory())
+    wishes = Wishes(n_ctx=4096, flash_attention="on")
+    packed = plan(shape, wishes, Memory())
     once = sum(w.n_bytes for w in shape.weights)
     assert packed.total_cpu - packed.needed_cpu == packed.reclaimable_cpu
     assert packed.weights_cpu - packed.reclaimable_cpu == pytest.approx(once, rel=0.001)
     enough = Memory(cpu_available=packed.needed_cpu)
     assert packed.needed_cpu < packed.total_cpu
-    assert plan(shape, Wishes(n_ctx=4096), enough).fits
-    assert not plan(shape, Wishes(n_ctx=4096, mlock=True), enough).fits
+    assert plan(shape, wishes, enough).fits
+    assert not plan(shape, replace(wishes, mlock=True), enough).fits
     less = Memory(cpu_available=packed.needed_cpu - 1)
-    assert not plan(shape, Wishes(n_ctx=4096), less).fits
-    read = plan(shape, Wishes(n_ctx=4096, mmap=False), Memory())
+    assert not plan(shape, wishes, less).fits
+    read = plan(shape, replace(wishes, mmap=False), Memory())
     assert read.reclaimable_cpu == 0
-    plain = plan(shape, Wishes(n_ctx=4096), Memory(repacked=frozenset()))
+    plain = plan(shape, wishes, Memory(repacked=frozenset()))
     assert plain.reclaimable_cpu < MIB
 
 

@@ -213,7 +213,7 @@ def test_a_modelfile_is_served_and_what_its_planner_chose_is_told(tmp_path: Path
     ("arguments", "told"),
     [
         (["--n-ctx", "1000000", "--slots", "1"], "trained for"),
-        (["--slots", "256", "--n-ctx", "32768"], "does not fit"),
+        (["--slots", "256", "--n-ctx", "32768", "--kv-type", "f32"], "does not fit"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_is_loaded(arguments, told):

@@ -15,6 +15,22 @@ SCRIPTED = ModelSpec(script=SCRIPT)
 
 MakeDriver = Callable[..., Driver]
 
+layouts = pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param({"layout": "unified"}, id="unified"),
+        pytest.param({"layout": "split"}, id="split"),
+        pytest.param({"layout": "split", "flash_attention": "off"}, id="split-off"),
+    ],
+)
+"""What `auto` is on a card, on a CPU with a quantized cache, and on a CPU."""
+
+
+def kind_of(layout: dict[str, Any], kv_type: str) -> dict[str, Any]:
+    """Put the KV type beside the layout. Without flash attention V cannot be quantized: K alone is then."""
+    off = layout.get("flash_attention") == "off"
+    return layout | {"kv_type": kv_type, "kv_type_v": "f16" if off else None}
+
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> ModelFiles:

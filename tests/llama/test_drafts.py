@@ -9,7 +9,7 @@ import pytest
 from server.core.request import SamplingParams
 from server.engine.plan import DecodeCode, Rows, StepPlan
 from tests.factories import LoopHarness, make_limits, make_request
-from tests.llama.conftest import SCRIPTED
+from tests.llama.conftest import SCRIPTED, layouts
 from tests.llama.driving import GREEDY, prompt_of
 from tests.models import follow, successors, vocabulary
 
@@ -19,7 +19,6 @@ PROMPT = prompt_of(1, 20)
 WANTED = follow(SCRIPTED, PROMPT[-1], 40)
 HOT = 2.2
 """At which the scripted model leaves its rounds now and then."""
-layouts = pytest.mark.parametrize("layout", ["unified", "split"])
 SAMPLERS = [
     GREEDY,
     SamplingParams(temperature=1.0, seed=7),
@@ -49,7 +48,7 @@ def draft_step(driver: Any, slot: int, draft: list[int], *beside: Rows) -> list[
 @layouts
 @pytest.mark.parametrize("right", [0, 1, 4, 7])
 def test_what_came_true_is_taken_and_the_rest_forgotten(make_driver, layout, right):
-    driver = make_driver(SCRIPTED, layout=layout, draft_rows=8)
+    driver = make_driver(SCRIPTED, **layout, draft_rows=8)
     sequence = driver.start(0, PROMPT)
     driver.run(1)
     draft = [*WANTED[1 : 1 + right], 99, *WANTED[2 + right : 9]]
@@ -62,7 +61,7 @@ def test_what_came_true_is_taken_and_the_rest_forgotten(make_driver, layout, rig
 
 @layouts
 def test_neighbours_of_a_draft_go_on(make_driver, layout):
-    driver = make_driver(SCRIPTED, layout=layout, draft_rows=8)
+    driver = make_driver(SCRIPTED, **layout, draft_rows=8)
     prompts = [PROMPT, prompt_of(2, 33), prompt_of(3, 60)]
     first, second = driver.start(0, prompts[0]), driver.start(2, prompts[1])
     driver.run(1)
@@ -106,7 +105,7 @@ def test_each_request_draws_by_its_own_chain_as_without_drafts(make_driver, samp
 @layouts
 @pytest.mark.parametrize("code", [2, -3])
 def test_a_failed_call_leaves_no_cell_of_a_draft(make_driver, layout, code, monkeypatch):
-    driver = make_driver(SCRIPTED, layout=layout, draft_rows=8)
+    driver = make_driver(SCRIPTED, **layout, draft_rows=8)
     sequence = driver.start(0, PROMPT)
     driver.run(2)
     backend = driver.backend
@@ -170,10 +169,10 @@ def cycles() -> list[list[int]]:
 
 
 def serve(
-    make_driver: Any, layout: str, requests: Any, **params: Any
+    make_driver: Any, layout: Any, requests: Any, **params: Any
 ) -> tuple[list[list[int]], Any]:
     """Answer `requests` by the engine's own loop, on a machine where rows cost little."""
-    backend = make_driver(SCRIPTED, layout=layout, n_ctx=1024, **params).backend
+    backend = make_driver(SCRIPTED, **layout, n_ctx=1024, **params).backend
     limits = make_limits(
         slots=4,
         n_ctx=1024,
@@ -205,7 +204,7 @@ def test_served_text_that_repeats_equals_what_the_script_says(make_driver, layou
     said, scheduler = serve(make_driver, layout, requests, draft_rows=16)
     assert said == [follow(SCRIPTED, request.prompt[-1], 200) for request in requests]
     assert scheduler.counters["accepted"] > 300
-    if layout == "unified":
+    if layout["layout"] == "unified":
         assert scheduler.counters["accepted"] > 0.9 * scheduler.counters["drafted"]
 
 

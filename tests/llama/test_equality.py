@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.factories import LoopHarness, make_limits, make_request
-from tests.llama.conftest import SCRIPTED
+from tests.llama.conftest import SCRIPTED, layouts
 from tests.llama.driving import GREEDY, prompt_of
 from tests.models import follow
 
@@ -18,6 +18,8 @@ WANTED = [follow(SCRIPTED, prompt[-1], 12) for prompt in PROMPTS]
 KINDS: list[dict[str, Any]] = [
     {"layout": "unified", "kv_type": "f16"},
     {"layout": "split", "kv_type": "f16"},
+    {"layout": "split", "kv_type": "f16", "flash_attention": "off"},
+    {"layout": "split", "kv_type": "bf16", "flash_attention": "off"},
     {"layout": "unified", "kv_type": "q8_0"},
     {"layout": "split", "kv_type": "q4_0"},
     {"layout": "unified", "kv_type": "f32", "flash_attention": "off"},
@@ -50,9 +52,9 @@ def test_batched_equals_alone(make_driver, kind):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 16, 63])
-@pytest.mark.parametrize("layout", ["unified", "split"])
+@layouts
 def test_chunked_prefill_beside_decoding_equals_alone(make_driver, layout, chunk):
-    driver = make_driver(SCRIPTED, layout=layout)
+    driver = make_driver(SCRIPTED, **layout)
     sequences = [driver.start(slot, prompt) for slot, prompt in enumerate(PROMPTS)]
     while any(len(sequence.said) < 12 for sequence in sequences):
         driver.run(1, chunk)
@@ -80,10 +82,10 @@ def test_a_deep_sequence_beside_shallow_ones_has_calls_of_its_own(make_driver, m
         assert sequence.said == follow(SCRIPTED, prompt[-1], len(sequence.said))
 
 
-@pytest.mark.parametrize("layout", ["unified", "split"])
+@layouts
 @pytest.mark.parametrize("keep", [1, 8, 40, 63])
 def test_reused_prefix_equals_alone(make_driver, layout, keep):
-    driver = make_driver(SCRIPTED, layout=layout)
+    driver = make_driver(SCRIPTED, **layout)
     driver.start(2, PROMPTS[3])
     driver.run(5)
     other = [*PROMPTS[3][:keep], 99, 98]
@@ -92,9 +94,9 @@ def test_reused_prefix_equals_alone(make_driver, layout, keep):
     assert sequence.said == follow(SCRIPTED, 98, 4)
 
 
-@pytest.mark.parametrize("layout", ["unified", "split"])
+@layouts
 def test_neighbours_of_a_cancelled_sequence_go_on(make_driver, layout):
-    driver = make_driver(SCRIPTED, layout=layout)
+    driver = make_driver(SCRIPTED, **layout)
     sequences = [driver.start(slot, prompt) for slot, prompt in enumerate(PROMPTS)]
     driver.run(4)
     driver.cancel(1)
@@ -132,11 +134,11 @@ def test_prefix_shared_with_those_who_compute_and_generate_equals_alone(make_dri
     assert min(len(first.said), len(second.said)) >= 12
 
 
-@pytest.mark.parametrize("layout", ["unified", "split"])
+@layouts
 @pytest.mark.parametrize("dies", [False, True])
 def test_served_requests_with_one_system_prompt_equal_alone(make_driver, layout, dies):
     """The engine's own loop decides who shares with whom."""
-    backend = make_driver(SCRIPTED, layout=layout, n_ctx=512).backend
+    backend = make_driver(SCRIPTED, **layout, n_ctx=512).backend
     limits = make_limits(
         slots=4, n_ctx=512, max_rows=128, prefill_rows=64, prefill_rows_decoding=32
     )
@@ -159,4 +161,4 @@ def test_served_requests_with_one_system_prompt_equal_alone(make_driver, layout,
     # 301 tokens each, of which 288 can be shared: 8 or more are computed again, cut at multiples of 8.
     assert counters["prefill_rows"] <= 301 + 6 * (301 - 288) + 8
     assert counters["prefix_waits"] >= 3
-    assert (counters["copied_cells"] > 0) == (layout == "split")
+    assert (counters["copied_cells"] > 0) == (layout["layout"] == "split")

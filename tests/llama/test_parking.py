@@ -12,14 +12,13 @@ from server.engine.plan import Rows, StepPlan
 from server.llama.model import read_info
 from server.llama.params import LlamaParams
 from tests.factories import LoopHarness, make_limits, make_request
-from tests.llama.conftest import SCRIPTED
+from tests.llama.conftest import SCRIPTED, kind_of, layouts
 from tests.llama.driving import GREEDY, prompt_of
 from tests.models import follow
 
 pytestmark = pytest.mark.native
 
 PROMPTS = [prompt_of(seed, 64) for seed in range(4)]
-layouts = pytest.mark.parametrize("layout", ["unified", "split"])
 
 
 def open_all(driver):
@@ -32,7 +31,7 @@ def open_all(driver):
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("target", [0, 2])
 def test_restored_cells_are_the_saved_ones_bit_for_bit(make_driver, layout, kv_type, target):
-    backend = (driver := make_driver(layout=layout, kv_type=kv_type)).backend
+    backend = (driver := make_driver(**kind_of(layout, kv_type))).backend
     open_all(driver)
     driver.prefill_logits([PROMPTS[0][:56]])
     state = backend.save(0, 56)
@@ -54,7 +53,7 @@ def test_restored_cells_are_the_saved_ones_bit_for_bit(make_driver, layout, kv_t
 @layouts
 def test_a_prefix_is_restored_beside_others_and_cut(make_driver, layout):
     """Into the gaps that others left: within twice llama.cpp's own differences, as all reuse is."""
-    backend = (driver := make_driver(layout=layout)).backend
+    backend = (driver := make_driver(**layout)).backend
     open_all(driver)
     single = driver.prefill_logits(PROMPTS[:1])
     backend.truncate(0, 0)
@@ -67,9 +66,11 @@ def test_a_prefix_is_restored_beside_others_and_cut(make_driver, layout):
     assert np.abs(driver.prefill_logits(PROMPTS[:1]) - single).max() <= 2 * own + 1e-6
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
-def test_a_streams_cells_are_copied_bit_for_bit_while_it_goes_on(make_driver, kv_type):
-    backend = (driver := make_driver(layout="split", kv_type=kv_type)).backend
+@pytest.mark.parametrize(
+    "kind", [{"kv_type": "f16"}, {"kv_type": "q8_0"}, {"kv_type": "f16", "flash_attention": "off"}]
+)
+def test_a_streams_cells_are_copied_bit_for_bit_while_it_goes_on(make_driver, kind):
+    backend = (driver := make_driver(layout="split", **kind)).backend
     open_all(driver)
     driver.prefill_logits([PROMPTS[0][:56]])
     kept = driver.prefill_logits(PROMPTS[:1])
@@ -115,7 +116,9 @@ def test_states_that_lack_cells_or_take_too_long_are_not_offered(make_driver, mo
     loaded = make_driver().backend._loaded
     params = LlamaParams(models.path(None), n_ctx=256, warmup=False)
     assert read_info(loaded, params, 250).saves_cells
-    assert not read_info(loaded, replace(params, flash_attention="off"), 250).saves_cells
+    slow = replace(params, flash_attention="off")
+    assert not read_info(loaded, slow, 250).saves_cells
+    assert read_info(loaded, replace(slow, layout="split"), 250).saves_cells
     window = replace(loaded.library, model_n_swa=lambda _model: 128)
     assert not read_info(replace(loaded, library=window), params, 250).saves_cells
 
@@ -124,7 +127,7 @@ def test_states_that_lack_cells_or_take_too_long_are_not_offered(make_driver, mo
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_served_requests_with_parked_prefixes_equal_alone(make_driver, layout, kv_type):
     """Real weights, whose answers tell a wrong cell: eight agents in turn over four slots."""
-    driver = make_driver(layout=layout, kv_type=kv_type, n_ctx=256, threads=1)
+    driver = make_driver(**kind_of(layout, kv_type), n_ctx=256, threads=1)
     limits = make_limits(
         slots=4, n_ctx=256, max_rows=128, prefill_rows=64, prefill_rows_decoding=32
     )
@@ -151,5 +154,5 @@ def test_served_requests_with_parked_prefixes_equal_alone(make_driver, layout, k
         for one, two in zip(first, second, strict=True)
         for a, b in zip(one, two, strict=True)
     )
-    assert same == 64 if (layout, kv_type) == ("split", "q8_0") else same >= 48
+    assert same == 64 if (layout, kv_type) == ({"layout": "split"}, "q8_0") else same >= 48
     assert 0 < harness.loop.memory.nbytes == host.used <= host.limit

@@ -9,6 +9,8 @@ import os
 import random
 import re
 import secrets
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -75,14 +77,15 @@ def draw_spec(rng: random.Random) -> PlanSpec:
 
 
 def draw_params(rng: random.Random, path) -> LlamaParams:
+    """Draw settings; what is `auto` comes from the plan, as it does where models are served."""
     slots = rng.randint(1, 9)
     n_ctx = rng.randint(16, 3000)
     layout = rng.choice(["auto", "unified", "split"])
     n_ubatch = rng.choice([1, 17, 64, 256, 512])
     split = layout == "split" or (layout == "auto" and n_ubatch == 1)
-    flash = rng.choice(["auto", "on", "off"])
+    flash = rng.choice(["auto", "auto", "on", "off"])
     plain = ["f16", "f32", "bf16"]
-    return LlamaParams(
+    drawn = LlamaParams(
         path,
         slots=slots,
         n_ctx=n_ctx,
@@ -90,7 +93,7 @@ def draw_params(rng: random.Random, path) -> LlamaParams:
         n_gpu_layers=0,
         mmap=rng.random() < 0.8,
         flash_attention=flash,
-        kv_type=rng.choice(plain if flash == "off" else list(KV_TYPES)),
+        kv_type=rng.choice(plain if flash == "off" or rng.random() < 0.5 else list(KV_TYPES)),
         layout=layout,
         n_ubatch=n_ubatch,
         n_batch=512,
@@ -98,6 +101,14 @@ def draw_params(rng: random.Random, path) -> LlamaParams:
         warmup=False,
         extra_buffers=rng.random() < 0.7,
     )
+    return resolved(drawn)
+
+
+def resolved(params: LlamaParams) -> LlamaParams:
+    planned = plan(read_shape(check_parts(params.path)), wishes_of(params), Memory())
+    flash: Literal["on", "off"] = "on" if planned.flash_attention else "off"
+    layout: Literal["unified", "split"] = "split" if planned.kv_layout == "split" else "unified"
+    return replace(params, layout=layout, flash_attention=flash)
 
 
 def wishes_of(params: LlamaParams) -> Wishes:
@@ -161,6 +172,21 @@ def test_plan_is_what_llama_cpp_allocates(tmp_path, number):
     assert allocated.gpu == 0
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "qwen3moe"])
+def test_the_default_of_a_cpu_is_planned_to_the_byte(tmp_path, architecture):
+    experts = 4 if architecture.endswith("moe") else 0
+    spec = PlanSpec(architecture, layers=3, heads=8, head_size=64, experts=experts)
+    path = write_plan_model(tmp_path / "m.gguf", spec)
+    params = resolved(LlamaParams(path, slots=4, n_ctx=1024, n_gpu_layers=0, warmup=False))
+    assert (params.layout, params.flash_attention) == ("split", "off")
+    planned = plan(read_shape(read_header(path)), wishes_of(params), this_machine())
+    loaded = load(params)
+    told = describe(compare(planned, loaded.allocated))
+    assert planned.kv_cpu == pytest.approx(loaded.allocated.kv_cpu, abs=2 * ROUNDING), told
+    compute = exact_compute_mib(loaded)
+    assert planned.compute_cpu == pytest.approx(compute * MIB, abs=0.0001 * MIB), told
+
+
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0", "q5_1", "q4_0"])
 def test_a_cell_takes_exactly_what_is_planned(tmp_path, kv_type):
     spec = PlanSpec(layers=3, head_size=64, kv_heads=2)
@@ -173,6 +199,7 @@ def test_a_cell_takes_exactly_what_is_planned(tmp_path, kv_type):
     )
     shape = read_shape(read_header(params.path))
     planned = plan(shape, wishes_of(params), this_machine())
+    params = resolved(params)
     backend = LlamaBackend(load(params), params)
     bound = backend._library
 
@@ -194,7 +221,7 @@ def test_split_files_load_and_are_planned(tmp_path, kind):
     params = LlamaParams(path, slots=1, n_ctx=256, warmup=False)
     parts = check_parts(path)
     planned = plan(read_shape(parts), wishes_of(params), this_machine())
-    loaded = load(params)
+    loaded = load(resolved(params))
     told = describe(compare(planned, loaded.allocated))
     free_model(loaded)
     before = fingerprint(params)
@@ -214,7 +241,7 @@ def test_layers_with_different_head_counts_are_counted_one_by_one(tmp_path):
         write_plan_model(tmp_path / "m.gguf", spec), slots=2, n_ctx=1000, warmup=False
     )
     planned = plan(read_shape(read_header(params.path)), wishes_of(params), this_machine())
-    loaded = load(params)
+    loaded = load(resolved(params))
     told = describe(compare(planned, loaded.allocated))
     free_model(loaded)
     assert planned.kv_per_token == 2 * 2 * 64 * (1 + 2 + 4)
@@ -231,7 +258,7 @@ def test_architectures_that_are_only_estimated_are_not_planned_below(tmp_path, a
     path = write_plan_model(tmp_path / "m.gguf", spec)
     params = LlamaParams(path, slots=3, n_ctx=900, flash_attention=flash, warmup=False)
     planned = plan(read_shape(read_header(path)), wishes_of(params), this_machine())
-    loaded = load(params)
+    loaded = load(resolved(params))
     told = describe(compare(planned, loaded.allocated))
     free_model(loaded)
     assert planned.estimated
@@ -257,6 +284,7 @@ FULL_SIZE = [
     (QWEN3_32B, 4, 8192, {"kv_type": "f16"}),
     (QWEN3_32B, 2, 16384, {"kv_type": "q8_0", "n_ubatch": 256, "kv_layout": "split"}),
     (QWEN3_30B_A3B, 3, 4096, {"kv_type": "f16", "flash_attention": "off"}),
+    (QWEN3_30B_A3B, 3, 4096, {"kv_type": "f16", "flash_attention": "on", "kv_layout": "unified"}),
     (QWEN3_32B, 4, 4096, {"kv_type": "f16", "draft_rows": 32}),
     (QWEN3_32B, 2, 8192, {"kv_type": "f16", "draft_rows": 100, "kv_layout": "split"}),
 ]
@@ -279,8 +307,8 @@ def test_compute_buffers_of_full_size_models(tmp_path, spec, slots, n_ctx, setti
     asked.n_seq_max = slots
     asked.n_outputs_max = slots + wishes.draft_rows
     asked.n_outputs_max_per_seq = 1 + wishes.draft_rows
-    asked.kv_unified = wishes.kv_layout != "split"
-    asked.flash_attn_type = int(wishes.flash_attention != "off")
+    asked.kv_unified = planned.kv_layout != "split"
+    asked.flash_attn_type = int(planned.flash_attention)
     asked.type_k = asked.type_v = KV_TYPES[wishes.kv_type]
     bound.log.clear()
     context = bound.init_from_model(model, asked)

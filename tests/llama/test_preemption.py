@@ -8,7 +8,7 @@ from server.core.events import Delta
 from server.core.request import SamplingParams
 from server.engine.host_memory import HostBudget
 from tests.factories import LoopHarness, make_limits, make_request
-from tests.llama.conftest import SCRIPTED
+from tests.llama.conftest import SCRIPTED, layouts
 from tests.llama.driving import prompt_of
 
 pytestmark = pytest.mark.native
@@ -24,12 +24,12 @@ SAMPLING = [
 
 
 @pytest.mark.parametrize("params", SAMPLING, ids=lambda params: "-".join(params) or "plain")
-@pytest.mark.parametrize("layout", ["unified", "split"])
+@layouts
 @pytest.mark.parametrize("moments", [(), (3,), (1, 35, 70)])
 def test_what_is_drawn_is_what_would_have_been_drawn(make_driver, layout, params, moments):
     """Of a scripted model, whose logits do not depend on where cells are; hot, so that every draw tells."""
     limits = make_limits(slots=1, n_ctx=256)
-    real = make_driver(SCRIPTED, layout=layout, slots=1).backend
+    real = make_driver(SCRIPTED, **layout, slots=1).backend
     harness = LoopHarness(limits, host=HostBudget(1 << 30), real=real)
 
     def ask(seed):

@@ -12,6 +12,7 @@ import pytest
 from server.core.events import SampledLogprobs
 from server.engine.plan import DecodeCode, Rows, StepPlan
 from server.llama.params import LlamaParams
+from tests.llama.conftest import kind_of, layouts
 from tests.llama.driving import Driver, prompt_of
 from tests.models import ModelSpec
 
@@ -40,9 +41,9 @@ def test_logits_are_finite_and_varied(make_driver):
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
-@pytest.mark.parametrize("layout", ["unified", "split"])
+@layouts
 def test_chunks_and_reuse_stay_near_llama_cpps_own_differences(make_driver, layout, kv_type):
-    driver = make_driver(layout=layout, kv_type=kv_type)
+    driver = make_driver(**kind_of(layout, kv_type))
     open_all(driver)
     single = driver.prefill_logits(PROMPTS[:1])
     # llama.cpp's own: the last 24 tokens as decoding computes them, in calls of 1 and of 4 rows.
@@ -59,7 +60,9 @@ def test_chunks_and_reuse_stay_near_llama_cpps_own_differences(make_driver, layo
         fresh(driver).prefill_logits(PROMPTS[:1])
         reused = fresh(driver, keep=keep).prefill_logits(PROMPTS[:1])
         assert np.abs(single - reused).max() <= 2 * own + 1e-6, keep
-        if layout == "unified":  # the same cells, held by the slot that computed them, too
+        if (
+            layout["layout"] == "unified"
+        ):  # the same cells, held by the slot that computed them, too
             fresh(driver).prefill_logits([PROMPTS[1][:20], PROMPTS[0]])
             driver.backend.truncate(0, 0)
             driver.backend.copy(1, 0, keep)

@@ -91,9 +91,7 @@ def tuned(
         log.warning("No profile is taken, for with them there is no room: %s", error.message)
         return list(contexts), []
     changed = [
-        one.group.name
-        for one, now in zip(contexts, sizes, strict=True)
-        if _without_layers(one) != _without_layers(now)
+        one.group.name for one, now in zip(contexts, sizes, strict=True) if _room(one) != _room(now)
     ]
     if changed:
         log.warning("No profile is taken: the sizes of %s would change", ", ".join(changed))
@@ -152,5 +150,6 @@ def _written(section: EngineSettings | ModelSettings) -> dict[str, Any]:
     return section.model_dump(exclude_unset=True)
 
 
-def _without_layers(one: Sized) -> object:
-    return replace(one.sizes, n_gpu_layers=0)
+def _room(one: Sized) -> object:
+    """What a profile leaves as it is; the others it may set, or they follow."""
+    return replace(one.sizes, n_gpu_layers=0, kv_layout="unified", flash_attention=True)

@@ -23,12 +23,11 @@ class Candidate:
 
 def candidates(sized: Sized, *, on_card: bool) -> Iterator[Candidate]:
     """Yield what is worth trying for a context with default settings; explicit ones are left alone."""
-    engine, sizes, plan = sized.group.engine, sized.sizes, sized.plan
+    sizes, plan = sized.sizes, sized.plan
     whole = on_card and plan.n_gpu_layers >= plan.n_layers
     yield from _of("engine.n_ubatch", (1024, 2048) if on_card else (256, 1024, 128))
-    split = engine.kv_layout == "split"
     if sizes.kv_cells == sizes.slots * sizes.n_ctx:
-        yield Candidate("engine.kv_layout", "unified" if split else "split")
+        yield Candidate("engine.kv_layout", _other(sizes.kv_layout, "split", "unified"))
     yield from _of("engine.threads", _threads(whole=whole))
     yield from _of(
         "engine.threads_batch", (logical_cpus(),) if logical_cpus() != physical_cores() else ()
@@ -38,7 +37,8 @@ def candidates(sized: Sized, *, on_card: bool) -> Iterator[Candidate]:
     if not on_card:
         yield Candidate("model.extra_buffers", value=False)
     if sizes.kv_type in ("f16", "bf16", "f32"):
-        yield Candidate("engine.flash_attention", "off")
+        now = "on" if sizes.flash_attention else "off"
+        yield Candidate("engine.flash_attention", _other(now, "on", "off"))
 
 
 def is_explicit(sized: Sized, setting: str) -> bool:
@@ -47,6 +47,10 @@ def is_explicit(sized: Sized, setting: str) -> bool:
     group = sized.group
     written = group.engine if section == "engine" else group.model
     return name in written.model_fields_set
+
+
+def _other(now: str, one: str, another: str) -> str:
+    return another if now == one else one
 
 
 def _of(setting: str, values: tuple[int, ...]) -> Iterator[Candidate]:

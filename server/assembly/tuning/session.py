@@ -21,7 +21,8 @@ NO_TIME = "no time was left"
 PAIRS = 2
 """A B A B."""
 SPLIT_GAIN = 0.10
-"""What the split layout must bring: prefixes are copied between its slots, and take cells in each."""
+"""What the split layout must bring where unified is the default: its slots copy prefixes in place of sharing them, and
+no run has any."""
 _DEPTHS = (2048, 1024, 512, 256, 128, 64, 32)
 _MOST_RUN, _LEAST_RUN = 8.0, 1.0
 """Seconds of one run."""
@@ -206,7 +207,7 @@ def _verdict(candidate: Candidate, comparison: Comparison) -> str:
         )
     split = candidate.setting == "engine.kv_layout" and candidate.value == "split"
     if split and comparison.gain < SPLIT_GAIN:
-        return f"better by less than {SPLIT_GAIN:.0%}, and slots would share no prefixes"
+        return f"better by less than {SPLIT_GAIN:.0%}, and its slots copy prefixes instead of sharing them"
     return "taken"
 
 

@@ -147,7 +147,12 @@ class _Search:
 
     def _alternatives(self) -> list[Plan]:
         """Configurations near the wishes that do fit, each giving way in one respect."""
-        asked = self.planner.resolve(self.wishes)
+        asked = replace(
+            self.planner.resolve(self.wishes),
+            # They follow the KV type and the layers.
+            kv_layout=self.wishes.kv_layout,
+            flash_attention=self.wishes.flash_attention,
+        )
         found: list[Plan] = []
         for kv_type in dict.fromkeys((asked.kv_type, *self._smaller_kv())):
             fixed = replace(asked, kv_type=kv_type, kv_cells="auto")
@@ -155,9 +160,8 @@ class _Search:
             contexts = [n for n in (*self.contexts, 1024, 512) if n < int(asked.n_ctx)]
             tries = [replace(fixed, slots=min(slots, int(asked.slots)))] if slots else []
             tries += [replace(fixed, n_ctx=n) for n in contexts]
-            found += [plan for plan in map(self.planner.plan, tries) if plan.fits][
-                : 1 + bool(slots)
-            ]
+            fitting = (self.planner.fitting(one) for one in tries)
+            found += [plan for plan in fitting if plan is not None][: 1 + bool(slots)]
         if self.planner.memory.has_gpu:
             fewer = _Search(self.planner, replace(asked, n_gpu_layers="auto", n_cpu_moe="auto"))
             more = fewer._experts_aside() or fewer._fewer_layers()
@@ -191,6 +195,12 @@ class _Search:
             said.append(f"{plan.kv_type} KV, {self._why_kv(plan)}")
         if "auto" in (self.wishes.slots, self.wishes.n_ctx):
             said.append(f"{plan.slots} slots of {plan.n_ctx} tokens")
+        if plan.n_gpu_layers == 0 and "auto" in (
+            self.wishes.kv_layout,
+            self.wishes.flash_attention,
+        ):
+            flash = "with" if plan.flash_attention else "without"
+            said.append(f"{plan.kv_layout} KV layout, {flash} flash attention")
         return "; ".join(said)
 
     def _why_kv(self, plan: Plan) -> str:
@@ -204,8 +214,14 @@ class _Search:
 
     def _refusal(self) -> str:
         plan = self.planner.plan(self.wishes)
+        flash = self.wishes.flash_attention
         smallest = self.planner.plan(
-            replace(self.wishes, slots=next(self._sizes())[0], kv_type=self._kv_types()[-1])
+            replace(
+                self.wishes,
+                slots=next(self._sizes())[0],
+                kv_type=self._kv_types()[-1],
+                flash_attention="on" if flash == "auto" else flash,
+            )
         )
         over = []
         if smallest.total_gpu > smallest.limit_gpu:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from server.catalog.plan.allocator import padded
+from server.catalog.plan.attention import with_attention
 from server.catalog.plan.blocks import Run
 from server.catalog.plan.compute import ComputeBytes, compute_bytes, is_replayed
 from server.catalog.plan.kv import KvBytes, allocated_cells, kv_bytes
@@ -95,7 +96,7 @@ class Plan:
             parts.append(f"--n-gpu-layers {'all' if everything else self.n_gpu_layers}")
         if self.n_cpu_moe:
             parts.append(f"--n-cpu-moe {self.n_cpu_moe}")
-        if self.kv_layout != "unified":
+        if self.kv_layout != "unified" or self.n_gpu_layers == 0:
             parts.append(f"--kv-layout {self.kv_layout}")
         return " ".join(parts)
 
@@ -137,7 +138,7 @@ class Planner:
         n_ctx = (
             min(DEFAULT_N_CTX, self.shape.n_ctx_train) if wishes.n_ctx == "auto" else wishes.n_ctx
         )
-        return replace(
+        settled = replace(
             wishes,
             slots=slots,
             n_ctx=n_ctx,
@@ -147,6 +148,7 @@ class Planner:
             n_cpu_moe=0 if wishes.n_cpu_moe == "auto" else wishes.n_cpu_moe,
             draft_rows=0 if self._drafts_nothing(wishes) else wishes.draft_rows,
         )
+        return with_attention(self.shape, settled)
 
     def _drafts_nothing(self, wishes: Wishes) -> bool:
         """Whether a draft could not be forgotten (recurrent memories), or graphs have one row."""
@@ -154,27 +156,33 @@ class Planner:
 
     def plan(self, wishes: Wishes) -> Plan:
         """Work out one configuration. Raises `ConfigError` for wishes that contradict each other."""
-        return self._assemble(self._layout(wishes))
+        layout = self._layout(wishes)
+        found = self._assemble(layout)
+        return found if found.fits else self._with_flash(wishes, layout) or found
 
     def fitting(self, wishes: Wishes) -> Plan | None:
         """Do as `plan` does; None for what does not fit, which weights and KV cache alone often tell."""
         layout = self._layout(wishes)
+        found = self._assemble(layout) if self._may_fit(layout) else None
+        return found if found is not None and found.fits else self._with_flash(wishes, layout)
+
+    def _may_fit(self, layout: _Layout) -> bool:
         weights, cache, memory = self._weights_of(layout.where), layout.cache, self.memory
         kept = weights.cpu - (0 if layout.wishes.mlock else weights.evictable) + cache.cpu
         if weights.gpu + cache.gpu > memory.gpu_limit:
+            return False
+        return memory.cpu_available is None or kept <= memory.cpu_available
+
+    def _with_flash(self, wishes: Wishes, layout: _Layout) -> Plan | None:
+        """Plan what does not fit with flash attention, which stores no scores; None if it was on, or is not to be."""
+        if layout.run.flash or wishes.flash_attention != "auto":
             return None
-        if memory.cpu_available is not None and kept > memory.cpu_available:
-            return None
-        found = self._assemble(layout)
-        return found if found.fits else None
+        return self.fitting(replace(wishes, flash_attention="on"))
 
     def _layout(self, wishes: Wishes) -> _Layout:
         wishes = self.resolve(wishes)
         slots, n_ctx, kv_cells = int(wishes.slots), int(wishes.n_ctx), int(wishes.kv_cells)
-        unified = wishes.kv_layout == "unified" or (
-            wishes.kv_layout == "auto" and wishes.n_ubatch > 1
-        )
-        flash = wishes.flash_attention != "off"
+        unified, flash = wishes.kv_layout == "unified", wishes.flash_attention == "on"
         check_wishes(wishes, n_ctx, kv_cells, unified=unified, flash=flash)
         where = Placement(
             int(wishes.n_gpu_layers),

@@ -38,6 +38,7 @@ def read_shape(headers: GgufHeader | Sequence[GgufHeader]) -> ModelShape:
     )
     _check_layers(first, n_layer, weights)
     n_embd = reader.require("embedding_length", 1, 1 << 20)
+    layers = _layers(reader, n_layer, n_embd, weights)
     shape = ModelShape(
         path=str(first.path),
         name=str(first.metadata.get("general.name", "")),
@@ -45,11 +46,12 @@ def read_shape(headers: GgufHeader | Sequence[GgufHeader]) -> ModelShape:
         n_ctx_train=reader.require("context_length", 1, 1 << 30),
         n_embd=n_embd,
         n_vocab=first.array_length("tokenizer.ggml.tokens"),
-        layers=_layers(reader, n_layer, n_embd, weights),
+        layers=layers,
         weights=weights,
         part_sizes=tuple(header.file_size for header in parts),
         rope=_rope(reader),
         mla=reader.number("attention.key_length_mla") > 0,
+        windowed=_is_windowed(reader, layers),
         state_elements=_state_elements(reader),
     )
     _check_tensors(first, shape)
@@ -198,6 +200,16 @@ def _swa_layers(reader: _Reader, n_layer: int) -> list[bool]:
     if not window or period < 2:
         return [False] * n_layer
     return [index % period < period - 1 for index in range(n_layer)]
+
+
+_WINDOWED = frozenset({"exaone-moe", "exaone4", "gemma2", "llama4", "smallthinker"})
+"""Architectures for which llama.cpp has a window of its own where the file names none."""
+
+
+def _is_windowed(reader: _Reader, layers: Sequence[Layer]) -> bool:
+    """Whether llama.cpp may use a window. Phi-3's it never does."""
+    named = reader.prefix in _WINDOWED or reader.number("attention.sliding_window") > 0
+    return any(layer.swa for layer in layers) or (named and reader.prefix != "phi3")
 
 
 def _rope(reader: _Reader) -> Rope:

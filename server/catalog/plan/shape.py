@@ -84,6 +84,8 @@ class ModelShape:
     rope: Rope
     mla: bool
     """K holds the compressed state that V is read from, so there is no V cache."""
+    windowed: bool
+    """Whether llama.cpp hides what lies behind a sliding window in some layer: a saved state then lacks cells."""
     state_elements: int
     """float32 values that a recurrent layer keeps for each slot."""
 

@@ -202,10 +202,16 @@ def _columns_of(base: Wishes, shape: ModelShape) -> tuple[list[int], tuple[str, 
 
 def _breakdown(shown: Plan) -> str:
     rows = [["MiB", "GPU", "CPU"]]
+    split = ", split" if shown.kv_layout == "split" else ""
+    scores = "" if shown.flash_attention else ", no flash attention"
     for name, gpu, cpu in (
         ("weights", shown.weights_gpu, shown.weights_cpu),
-        (f"KV, {shown.kv_cells} cells of {shown.kv_type}", shown.kv_gpu, shown.kv_cpu),
-        (f"compute, {shown.n_ubatch} rows", shown.compute_gpu, shown.compute_cpu),
+        (
+            f"KV, {shown.kv_cells} cells of {shown.kv_type}{split}",
+            shown.kv_gpu,
+            shown.kv_cpu,
+        ),
+        (f"compute, {shown.n_ubatch} rows{scores}", shown.compute_gpu, shown.compute_cpu),
         ("logits", 0, shown.output_cpu),
         ("overhead", shown.overhead, shown.overhead_cpu),
         ("total", shown.total_gpu, shown.total_cpu),

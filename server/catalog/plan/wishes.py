@@ -28,6 +28,7 @@ class Wishes:
     draft_rows: int = 0
     """Rows of drafts in one decode call; each gives logits."""
     kv_layout: Literal["auto", "unified", "split"] = "auto"
+    """What `auto` is, here and for `flash_attention`: `plan.attention`."""
     n_cpu_moe: int | Auto = "auto"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     mmap: bool = True

@@ -135,6 +135,14 @@ def test_a_profile_for_which_there_is_no_room_is_not_taken(path, tmp_path, caplo
     assert "No profile is taken, for with them there is no room" in caplog.text
 
 
+def test_a_profile_of_the_other_layout_is_taken_and_flash_attention_follows(path, tmp_path) -> None:
+    (usual,) = contexts(path)
+    assert (llama_params(usual).layout, llama_params(usual).flash_attention) == ("split", "off")
+    write(path, tmp_path, {"engine.kv_layout": "unified"})
+    (one,), _ = tuned(contexts(path), MEMORY, tmp_path)
+    assert (llama_params(one).layout, llama_params(one).flash_attention) == ("unified", "on")
+
+
 def test_people_can_read_it(path, tmp_path) -> None:
     at = write(path, tmp_path, {"engine.kv_layout": "split"})
     assert at.parent == tmp_path

@@ -18,6 +18,7 @@ from tests.factories import FakeClock
 from tests.models import ModelSpec, write_model
 
 MEMORY = Memory(cpu_available=2**40)
+CARD = Memory(gpu_total=2**36, cpu_available=2**40)
 Model = Callable[[LlamaParams], float]
 
 
@@ -54,15 +55,15 @@ def path(tmp_path_factory) -> Path:
     return write_model(tmp_path_factory.mktemp("m") / "m.gguf", ModelSpec())
 
 
-def context(path: Path, **engine: object) -> Sized:
+def context(path: Path, memory: Memory = MEMORY, **engine: object) -> Sized:
     document = {"model": {"path": path}, "engine": {"n_ctx": 512, **engine}}
     names = wanted(Settings.model_validate(document), Path)
-    (one,) = sized(grouped(names, MEMORY), MEMORY)
+    (one,) = sized(grouped(names, memory), memory)
     return one
 
 
-def tune(base: Sized, bench: Bench, seconds: float = 280) -> Outcome:
-    return Session(base, MEMORY, bench, Watcher(), bench.clock).run(seconds)
+def tune(base: Sized, bench: Bench, seconds: float = 280, memory: Memory = MEMORY) -> Outcome:
+    return Session(base, memory, bench, Watcher(), bench.clock).run(seconds)
 
 
 def verdicts(outcome: Outcome) -> dict[tuple[str, object], str]:
@@ -133,15 +134,28 @@ def test_what_is_set_is_left_alone(path):
     assert {params.n_ubatch for params in bench.asked} == {64}
 
 
-def test_the_split_layout_has_to_bring_more_because_it_shares_nothing(path):
-    base = context(path)
+def test_the_split_layout_has_to_bring_more_because_it_copies_prefixes(path):
+    base = context(path, CARD)
 
     def told(rate: float) -> str:
         bench = Bench(FakeClock(), lambda p: 100.0 if p.unified else rate)
-        return verdicts(tune(base, bench))["engine.kv_layout", "split"]
+        return verdicts(tune(base, bench, memory=CARD))["engine.kv_layout", "split"]
 
-    assert told(108) == "better by less than 10%, and slots would share no prefixes"
+    assert (
+        told(108) == "better by less than 10%, and its slots copy prefixes instead of sharing them"
+    )
     assert told(112) == "taken"
+
+
+def test_where_split_and_no_flash_attention_are_the_default_the_others_are_tried(path):
+    bench = Bench(FakeClock(), lambda p: 100 + 4 * p.unified + 4 * (p.flash and not p.unified))
+    outcome = tune(context(path), bench)
+    assert verdicts(outcome)["engine.kv_layout", "unified"] == "taken"
+    assert ("engine.kv_layout", "split") not in verdicts(outcome)
+    assert ("engine.flash_attention", "off") not in verdicts(outcome)
+    quicker = Bench(FakeClock(), lambda p: 100 + 4 * (p.flash and not p.unified))
+    assert tune(context(path), quicker).settings == {"engine.flash_attention": "on"}
+    assert (bench.asked[0].layout, bench.asked[0].flash_attention) == ("split", "off")
 
 
 def test_a_gain_that_one_figure_pays_for_is_not_taken(path):
