@@ -164,5 +164,7 @@ class StepResult:
     All but the last one are the draft's tokens."""
     cells: dict[int, int] = field(default_factory=dict)
     """With `ABORTED` and `FAILED`: planned slot → cells it really holds (positions 0 … cells-1)."""
+    passes: int = 1
+    """Over the weights: graphs that were computed."""
     reason: str = ""
     """What was wrong, for the log, where the backend knows more than the code."""

@@ -220,6 +220,7 @@ class Scheduler:
             return
         self._recovery.succeeded()
         plan.count(self.counters)
+        self.counters["passes"] += result.passes
         slots = self.pool.slots
         samples = iter(result.samples)
         for row in plan.rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from server.engine.interface import Backend, BackendLoader, HostState, ModelInfo
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
 from server.llama import saved
 from server.llama.batch import BatchBuffer
-from server.llama.calls import grouping
+from server.llama.calls import grouping, passes
 from server.llama.dry import DryPrototypes
 from server.llama.logprobs import LogprobReader
 from server.llama.model import LoadedModel, free_model, load_model, read_info
@@ -44,6 +45,8 @@ class LlamaBackend:
         self._vocab = LlamaVocab(self._library, vocab_address)
         self._n_vocab = self._vocab.n_vocab
         self._info = read_info(loaded, params, self._n_vocab)
+        n_ubatch = min(params.n_ubatch, params.effective_n_batch)
+        self._passes = partial(passes, n_ubatch=n_ubatch, unified=params.unified)
         self._grouped = grouping(params, self._info.calls)
         self._unified = params.unified
         self._most_outputs = params.outputs
@@ -179,6 +182,7 @@ class LlamaBackend:
         if len(groups) == 1:
             return self._call(plan.rows)
         samples: dict[int, list[Sample]] = {}
+        passes = 0
         for group in groups:
             result = self._call(group)
             if result.code is not DecodeCode.OK:
@@ -186,7 +190,9 @@ class LlamaBackend:
                 return StepResult(DecodeCode.FAILED, cells=failed)
             slots = (rows.slot for rows in group if rows.outputs)
             samples.update(zip(slots, result.samples, strict=True))
-        return StepResult(samples=[samples[rows.slot] for rows in plan.rows if rows.outputs])
+            passes += result.passes
+        drawn = [samples[rows.slot] for rows in plan.rows if rows.outputs]
+        return StepResult(samples=drawn, passes=passes)
 
     def _call(self, planned: list[Rows]) -> StepResult:
         """Run one `llama_decode` over checked rows and sample its outputs."""
@@ -195,7 +201,8 @@ class LlamaBackend:
         if raw == DecodeCode.OK:
             for rows in planned:
                 self._cells[rows.slot] = rows.start + len(rows.tokens)
-            return StepResult(DecodeCode.OK, [self._sample(rows, index) for rows, index in outputs])
+            drawn = [self._sample(rows, index) for rows, index in outputs]
+            return StepResult(samples=drawn, passes=self._passes(planned))
         code = DecodeCode(raw) if raw in (1, 2, -1) else DecodeCode.FAILED
         if code in (DecodeCode.ABORTED, DecodeCode.FAILED):
             return StepResult(code, cells={rows.slot: self._resync(rows) for rows in planned})
