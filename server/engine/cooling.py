@@ -43,7 +43,10 @@ class _Idle:
 
 
 class Cooling:
-    """Moves the coldest idle cells to host memory, one slot a step. What finds no room there stays in the cache."""
+    """Moves the coldest idle cells to host memory, one slot a step. What finds no room there stays in the cache.
+
+    What is not worth a copy is dropped: to compute it again should take less than it has cost by now.
+    """
 
     def __init__(self, slots: Sequence[Slot], eviction: Eviction, limits: CoolingLimits) -> None:
         """Nothing is cold yet."""
@@ -56,7 +59,7 @@ class Cooling:
         """Step."""
 
     def cool(self, idle_cells: int, step: int) -> list[MemoryEdit]:
-        """Save one cold slot's cells, or drop those that were saved. `idle_cells`: that only idle slots hold."""
+        """Save one cold slot's cells, or drop what is saved or not worth it; `idle_cells`: only idle slots hold."""
         if idle_cells <= self._limits.warm:
             self._idle.clear()
             return []
@@ -70,7 +73,7 @@ class Cooling:
             alone = holdings.alone(slot)
             if alone < LEAST_PARKED:
                 continue
-            if self._eviction.is_kept(slot):
+            if not self._eviction.saves(slot, alone):
                 return self._eviction.cut(slot, slot.cells - alone, 0)
             idle = self._idle[slot.index]
             if not idle.offered:

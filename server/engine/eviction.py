@@ -19,10 +19,13 @@ LEAST_PARKED = BLOCK
 """Cells; what is shorter is computed again as fast."""
 
 MOST_COPIED = 16
-"""Cells copied for each one that would be lost, at most: a short end of a long shared beginning is not worth it."""
+"""Cells copied for each one that would be lost, at most, before it is known what copying and computing take."""
 
 MOST_COPIED_ALIKE = 4
-"""The same where another request goes on from a slot's beginning: mostly it is the same conversation that does."""
+"""The same where another request goes on from a slot's beginning, whatever was measured.
+
+Mostly it is the same conversation that does: each turn would leave a copy in host memory that nobody comes for.
+"""
 
 MOST_BESIDE = 4096
 """Cells copied in a step beside those that would be lost, at most: all streams wait for it."""
@@ -68,9 +71,12 @@ class Eviction:
 
     def park(self, slot: Slot, lost: int) -> list[MemoryEdit]:
         """Copy an idle slot to host memory if that pays; `lost` of its cells go, and nobody else holds them."""
-        if not self._worth_parking(slot, lost):
+        beside = slot.cells - lost
+        if self._beside and beside > max(0, MOST_BESIDE - self._beside):
             return []
-        self._beside += slot.cells - lost
+        if not self.saves(slot, lost):
+            return []
+        self._beside += beside
         return [Park(slot.index, slot.scope, slot.key, slot.public)]
 
     def make_room(self, room: int) -> tuple[list[MemoryEdit], int]:
@@ -96,20 +102,23 @@ class Eviction:
                 edits += self._cut_shared(held, holdings, excess)
         return edits, holdings.idle
 
-    def is_kept(self, slot: Slot) -> bool:
-        """Tell whether host memory has an idle slot's cells, but for an end that is computed as fast."""
-        if self._host is None:
-            return False
-        _, kept = self._host.find(slot.scope, slot.key, slot.public)
-        return slot.cells - kept < LEAST_PARKED
+    def saves(self, slot: Slot, lost: int) -> bool:
+        """Decide whether the last `lost` cells of an idle slot, which no other holds, are worth a copy of all of it.
 
-    def _worth_parking(self, slot: Slot, lost: int) -> bool:
-        if self._host is None or lost < LEAST_PARKED or lost * MOST_COPIED < slot.cells:
+        What of them host memory has is not lost. Those that are not worth it are counted, for the caller drops them.
+        """
+        host = self._host
+        if host is None or lost < LEAST_PARKED:
             return False
-        beside = slot.cells - lost
-        if self._beside and beside > max(0, MOST_BESIDE - self._beside):
+        _, kept = host.find(slot.scope, slot.key, slot.public)
+        lost = min(lost, slot.cells - kept)
+        if lost < LEAST_PARKED:
             return False
-        return not self.is_kept(slot)
+        if host.is_worth_saving(slot.cells, lost + slot.eroded, MOST_COPIED):
+            return True
+        slot.eroded += lost
+        host.spare()
+        return False
 
     def _cut_shared(
         self, held: Sequence[Slot], holdings: Holdings, excess: int

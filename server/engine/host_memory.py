@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+from server.engine.copy_pace import CopyPace
 from server.engine.interface import HostState
 from server.engine.prefix_index import TOKEN_BYTES, common_prefix_length
 
@@ -16,6 +17,9 @@ BLOCK = 64
 
 MOST_ENTRIES = 1024
 """Of one engine; the choice of who goes looks at all of them."""
+
+RETURN = 1 / 4
+"""Of the prefixes that leave the KV cache so many are asked for again: assumed, not measured."""
 
 _BLOCK_BYTES = BLOCK * TOKEN_BYTES
 _CANDIDATES = 16
@@ -114,14 +118,15 @@ class HostMemory:
         self.nbytes = 0
         self.row_seconds: float | None = None
         """What computing a prompt row takes; None while nobody knows."""
+        self.spared = 0
+        """Prefixes that were not worth a copy when they had to go."""
         self._budget = budget
         self._roots: dict[str | None, _Node] = {}
         """Scope → the root of its entries; None → that of what is public of all entries."""
         self._entries: dict[Entry, None] = {}
         self._tick = 0
         self._closed = False
-        self._copied_cells = 0
-        self._copied_seconds = 0.0
+        self._in, self._out = CopyPace(), CopyPace()
         budget.join()
 
     def __len__(self) -> int:
@@ -211,19 +216,37 @@ class HostMemory:
             self._leave(None, entry.key[: entry.public * TOKEN_BYTES], entry)
 
     def measured(self, cells: int, seconds: float) -> None:
-        """Take what it took to copy `cells` cells back. Later ones count more."""
-        self._copied_cells = (self._copied_cells + cells) // 2
-        self._copied_seconds = (self._copied_seconds + seconds) / 2
+        """Take what it took to copy `cells` cells back."""
+        self._in.observe(cells, seconds)
+
+    def measured_out(self, cells: int, seconds: float) -> None:
+        """Take what it took to save `cells` cells."""
+        self._out.observe(cells, seconds)
 
     def is_worth(self, entry: Entry, rows: int) -> bool:
         """Tell whether to copy all of `entry` back is quicker than to compute `rows` rows.
 
         While one of the two was never measured, from `BLOCK` rows on.
         """
-        if self.row_seconds is None or self._copied_seconds <= 0.0:
+        copying = self._in.seconds(entry.cells)
+        if self.row_seconds is None or copying is None:
             return rows >= BLOCK
-        copying = entry.cells * self._copied_seconds / self._copied_cells
         return rows * self.row_seconds > copying
+
+    def is_worth_saving(self, cells: int, lost: int, most_copied: int) -> bool:
+        """Tell whether to save `cells` takes less than to compute `lost` of them, as often as they are asked for again.
+
+        While one of the two was never measured: whether no more than `most_copied` are copied for each that is lost.
+        """
+        copying = self._out.seconds(cells)
+        if self.row_seconds is None or copying is None:
+            return lost * most_copied >= cells
+        return lost * self.row_seconds * RETURN > copying
+
+    def spare(self) -> None:
+        """Count a prefix that was not worth a copy."""
+        self.spared += 1
+        self._out.doubt()
 
     def trim(self) -> None:
         """Give back what is beyond this engine's share, which is smaller when another one has come."""

@@ -186,6 +186,7 @@ class EngineLoop:
                 scheduler.pace.observe(Work.of(plan.rows), now - before)
                 if self.memory is not None:
                     self.memory.row_seconds = scheduler.pace.prefill_row_seconds
+                    scheduler.counters["park_spared"] = self.memory.spared
             else:
                 log.error("A decode call ended with %s %s", result.code.name, result.reason)
             scheduler.apply(plan, result, now)

@@ -44,6 +44,7 @@ class Parking:
             if edit.pin:
                 self._pins.refused(edit.key, nbytes)
             return False
+        before = self._clock.monotonic()
         try:
             state = self._backend.save(edit.slot, cells)
         except (MemoryError, RuntimeError) as error:
@@ -51,6 +52,7 @@ class Parking:
             self._counters["park_failed"] += 1
             log.warning("A prefix of %d tokens was not saved: %s", cells, error)
             return False
+        memory.measured_out(cells, self._clock.monotonic() - before)
         entry = memory.add(edit.scope, edit.key, state, edit.public)
         if edit.pin:
             self._pins.keep(edit.key, entry)

@@ -38,6 +38,8 @@ class Slot:
     """So many of its first cells other scopes may have, too."""
     last_used: int = 0
     """Tick at which its cells were last of use to somebody."""
+    eroded: int = 0
+    """Idle: cells that were not worth a copy when they went, and count in the next decision, for the rest follows."""
     runs: list[Run] = field(default_factory=list)
     """Whose computation its cells are."""
 
@@ -196,7 +198,7 @@ class SlotPool:
         self.reserved_cells -= slot.reserved
         slot.reserved = 0
         slot.key = _computed_key(sequence)
-        slot.sequence = None
+        slot.sequence, slot.eroded = None, 0
         self._tick += 1
         slot.last_used = self._tick
         self.idle_cells = Holdings(self.slots).idle

@@ -170,3 +170,40 @@ def test_whether_to_copy_or_compute_follows_what_was_measured():
     for _ in range(8):
         memory.measured(500, 0.05)  # its bus became slower
     assert [memory.is_worth(entry, rows) for rows in (1900, 2001)] == [False, True]
+
+
+def test_whether_to_save_or_compute_again_follows_what_was_measured():
+    memory = of_cells(1000)
+
+    def least(cells):
+        return next(lost for lost in range(1, cells) if memory.is_worth_saving(cells, lost, 16))
+
+    assert least(1600) == 100, "one for 16 copied"
+    memory.row_seconds = 0.006
+    assert least(1600) == 100
+    memory.measured_out(1000, 0.0)
+    assert least(1600) == 100, "a clock that stands still tells nothing"
+    memory.measured(500, 1.0)
+    assert least(1600) == 100, "the way back is another one"
+    memory = of_cells(1000)
+    memory.measured_out(500, 0.15)
+    assert least(1600) == 100
+    memory.row_seconds = 0.006
+    assert least(1600) == 321, "0.48 s of copying, a quarter of 1.926 s of computing"
+    memory.row_seconds = 0.06
+    assert least(1600) == 33
+    for _ in range(8):
+        memory.measured_out(500, 0.015)  # quicker
+    assert least(1600) < 5
+
+
+def test_one_slow_copy_does_not_keep_all_others_from_being_made():
+    memory = of_cells(1000)
+    memory.row_seconds = 0.006
+    memory.measured_out(1000, 10.0)  # the machine was busy
+    spared = 0
+    while spared < 256 and not memory.is_worth_saving(1000, 999, 16):
+        memory.spare()
+        spared += 1
+    assert 64 < spared < 256
+    assert memory.spared == spared

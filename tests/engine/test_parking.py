@@ -359,3 +359,80 @@ def test_what_is_computed_sooner_than_copied_is_computed():
     assert cached(harness, again) == 0
     assert harness.backend.restores == []
     assert harness.text(again.request_id) == alone(again)
+
+
+ROW_SECONDS = 0.006
+"""On two CPU cores; to save a cell took 0.28 ms there."""
+
+
+def call_seconds(plan):
+    return ROW_SECONDS * sum(len(row.tokens) for row in plan.rows)
+
+
+def measuring_harness(limits, save_seconds):
+    """Calls take `ROW_SECONDS` a row, to save `save_seconds` a cell."""
+    harness = LoopHarness(limits, host=HostBudget(10**7), cost=call_seconds)
+    save = harness.backend.save
+
+    def timed(slot, cells):
+        harness.clock.now += save_seconds * cells
+        return save(slot, cells)
+
+    harness.backend.save = timed  # type: ignore[method-assign]
+    return harness
+
+
+ROTATION = make_limits(
+    slots=4, n_ctx=4096, max_rows=512, prefill_rows=512, prefill_rows_decoding=128
+)
+
+
+@pytest.mark.parametrize(("save_seconds", "again"), [(0.00028, False), (0.00001, True)])
+def test_agents_in_rotation_are_saved_with_each_question_only_where_copies_are_quick(
+    save_seconds, again
+):
+    harness = measuring_harness(ROTATION, save_seconds)
+    prompts = [(chr(97 + agent) * 7 + str(agent)) * 125 for agent in range(8)]
+    for turn in range(4):
+        for agent, prompt in enumerate(prompts):
+            request = ask(harness, prompt + f"{agent}{turn}" * 30)
+            assert cached(harness, request) == (1000 if turn else 0)
+    counters = harness.scheduler.counters
+    if again:
+        assert len(harness.backend.saves) > 16
+        assert counters["park_spared"] == 0
+    else:
+        assert len(harness.backend.saves) <= 8, "each once"
+        assert counters["park_spared"] >= 16
+
+
+def test_a_conversation_that_grew_by_much_is_saved_again():
+    limits = dataclasses.replace(LIMITS, n_ctx=768)
+    harness = measuring_harness(limits, 0.00028)
+    for prompt in ("a" * 340, "b" * 340, "c" * 340, "a" * 340 + "and" * 45, "b" * 340, "c" * 340):
+        ask(harness, prompt)
+    assert sorted(entry.cells for entry in harness.loop.memory) == [345, 345, 480]
+
+
+def test_a_long_document_that_goes_piece_by_piece_is_saved_before_much_is_lost():
+    """No piece is worth a copy of all of it; each is followed by the next."""
+    limits = make_limits(slots=16, n_ctx=4096, kv_cells=4096, max_rows=512, prefill_rows=512)
+    harness = measuring_harness(limits, 0.00028)
+    harness.loop.memory.measured_out(1000, 0.28)
+    ask(harness, "d" * 3300)
+    for number in range(12):
+        ask(harness, chr(65 + number) * 244)
+    assert [cells > 2000 for _, cells in harness.backend.saves] == [True]
+    again = ask(harness, "d" * 3300)
+    assert cached(harness, again) > 2000
+
+
+def test_cold_cells_that_are_not_worth_a_copy_are_dropped():
+    harness, stream = idle_beside_a_stream(cost=call_seconds)
+    harness.loop.memory.measured_out(1000, 2.0)
+    harness.step(33)
+    assert harness.backend.saves == []
+    assert cells_of(harness) == [0, 105, 805]
+    assert harness.scheduler.counters["park_spared"] == 1
+    harness.run()
+    assert harness.text(stream.request_id) == alone(stream)
