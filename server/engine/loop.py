@@ -24,6 +24,12 @@ from server.engine.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 
+_JOIN_SHARE = 1 / 32
+"""Of the time that prompts will take, the engine waits so much after a rest for who comes right behind them ..."""
+_LONGEST_JOIN = 0.01
+"""... and no longer, in seconds."""
+
+
 class _Stopped(Exception):
     """No error: the loop was stopped while it loaded."""
 
@@ -76,6 +82,8 @@ class EngineLoop:
         self._parking: Parking | None = None
         self._inbox: deque[GenerationRequest | str] = deque()
         self._wake = threading.Event()
+        self._rested = False
+        """Whether there was nothing to do before this step."""
         self._stopping = False
         self.held = False
         """Whether what waits has to go on waiting."""
@@ -176,6 +184,9 @@ class EngineLoop:
         # it later would take the new request's sampler.
         self._close_finished(scheduler, backend)
         self._admit(scheduler, backend)
+        if self._rested:
+            self._rested = False
+            self._join(scheduler, backend)
         plan = scheduler.plan()
         if plan is not None:
             before = self._clock.monotonic()
@@ -230,6 +241,23 @@ class EngineLoop:
                     backend.truncate(edit.slot, edit.keep)
                     if isinstance(edit, Admission):
                         self._open(scheduler, backend, edit)
+
+    def _join(self, scheduler: Scheduler, backend: Backend) -> None:
+        """Let those into the first step who come right behind its first: a burst comes one by one.
+
+        Else it would compute one prompt, and all others wait for its end.
+        """
+        for _ in range(self.limits.slots - len(scheduler.running)):
+            rows = sum(one.remaining for one in scheduler.running)
+            seconds = rows * _JOIN_SHARE * (scheduler.pace.prefill_row_seconds or 0.0)
+            self._wake.clear()
+            if not self._inbox:
+                self._wake.wait(min(seconds, _LONGEST_JOIN))
+            if not self._inbox:
+                return
+            self._drain(scheduler)
+            self._close_finished(scheduler, backend)
+            self._admit(scheduler, backend)
 
     def _copy(self, scheduler: Scheduler, backend: Backend, edit: Copy) -> None:
         """Give a slot another's cells. Those that cannot be copied are computed."""
@@ -288,6 +316,7 @@ class EngineLoop:
         left = due - self._clock.monotonic()
         self._wake.wait(None if left == math.inf else max(0.0, left))
         self._wake.clear()
+        self._rested = True
 
     def _progress(self, fraction: float) -> None:
         """Note how far loading is. Raises to end a load of minutes that `stop` has overtaken."""

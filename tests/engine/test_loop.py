@@ -1,5 +1,7 @@
 """Scheduler, slots and loop together, stepped by hand over the scripted backend."""
 
+import threading
+
 import pytest
 
 from server.core.errors import EngineDead, GenerationFailed, QueueTimeout
@@ -317,3 +319,48 @@ def test_no_step_without_work():
     harness = LoopHarness()
     assert harness.loop.step() is False
     assert harness.backend.plans == []
+
+
+class Burst(threading.Event):
+    """In place of the loop's event: whenever it waits after a rest, the next request comes."""
+
+    def __init__(self, harness: LoopHarness, requests) -> None:
+        super().__init__()
+        self.harness = harness
+        self.coming = list(requests)
+        self.waited: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout)
+        if self.coming:
+            self.harness.submit(self.coming.pop(0))
+        return bool(self.coming)
+
+
+def test_a_burst_after_a_rest_is_computed_together():
+    limits = make_limits(slots=4, n_ctx=512, max_rows=512, prefill_rows=512)
+    harness = LoopHarness(limits, cost=lambda plan: 0.001 * sum(len(r.tokens) for r in plan.rows))
+    harness.submit(make_request("t" * 100, 2))
+    harness.run()
+    burst = Burst(harness, [make_request(letter * 64, 2) for letter in "bcdef"])
+    harness.loop._wake = burst
+    harness.loop._wait()  # the rest, which the first of them ends
+    harness.step()
+    first = harness.backend.plans[-1]
+    assert [len(row.tokens) for row in first.rows] == [64] * 4, "as many as there are slots"
+    assert burst.waited[0] is None
+    assert burst.waited[1:] == pytest.approx([0.064 / 32, 0.128 / 32, 0.192 / 32], rel=0.1)
+    harness.step()
+    assert len(burst.waited) == 4, "only after a rest"
+
+
+def test_who_comes_alone_waits_for_nobody_for_long():
+    harness = LoopHarness(cost=lambda plan: float(sum(len(row.tokens) for row in plan.rows)))
+    harness.submit(make_request("t" * 40, 2))
+    harness.run()
+    burst = Burst(harness, [make_request("long" * 10, 2)])
+    harness.loop._wake = burst
+    harness.loop._wait()
+    harness.step()
+    assert burst.waited == [None, 0.01]
+    assert len(harness.backend.plans[-1].rows) == 1
