@@ -16,6 +16,7 @@ from server.engine.interface import Backend, BackendLoader
 from server.engine.limits import SchedulerLimits
 from server.engine.pins import FindPins
 from server.gateway.prompter import Prompter
+from server.llama.arena import Arena
 from server.llama.params import LlamaParams
 
 log = logging.getLogger(__name__)
@@ -97,12 +98,13 @@ def build_engine(
     last_words: LastWords | None = None,
     host: HostBudget | None = None,
     pins: FindPins | None = None,
+    arena: Arena | None = None,
 ) -> InProcessEngine:
     """Make an engine that loads the model when it is started. Raises `ConfigError`.
 
-    `host`: the memory that all engines may keep prefixes in; `pins`: which of them for good.
+    `host`: the memory that all engines may keep prefixes in; `pins`: which of them for good; `arena`: where they are.
     """
-    load = _loader(llama_params(sized), sized, prompters, last_words)
+    load = _loader(llama_params(sized), sized, prompters, last_words, arena)
     return InProcessEngine(load, scheduler_limits(sized), clock, host, pins)
 
 
@@ -111,6 +113,7 @@ def _loader(
     sized: Sized,
     prompters: Sequence[Prompter],
     last_words: LastWords | None,
+    arena: Arena | None,
 ) -> BackendLoader:
     """Load in the engine thread; templates are compiled before the engine counts as ready."""
 
@@ -126,7 +129,7 @@ def _loader(
         probe(params.path, params.adapter)
         if last_words is not None:
             library().log.last_words = last_words
-        backend = load_backend(params)(progress)
+        backend = load_backend(params, arena)(progress)
         try:
             for prompter in prompters:
                 prompter.bind(backend.info, backend.tokenizer)

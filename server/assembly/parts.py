@@ -40,6 +40,7 @@ from server.gateway.prompter import Prompter
 from server.gateway.remote.watch import RemoteWatch
 from server.gateway.routing import ModelRouter, Served
 from server.gateway.service import GenerationService
+from server.llama.arena import Arena, make_arena
 from server.ops.metrics import Metrics
 from server.ops.metrics_answers import AnswersCollector
 from server.ops.metrics_fallback import FallbackCollector
@@ -85,11 +86,12 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
     contexts, _ = tuned(sized(grouped(names, memory), memory), memory, settings.tuned_dir)
     planned = sum(one.footprint.cpu for one in contexts)
     prefixes = HostBudget(host_cache(settings, memory, planned))
+    arena = make_arena(prefixes.limit)
     admission = Line(line_limits(settings.gateway), clock)
     served: dict[str, Served] = {}
     preload: list[Host] = []
     for one in contexts:
-        host, members = _host(one, admission, clock, page, prefixes)
+        host, members = _host(one, admission, clock, page, prefixes, arena)
         served |= {found.agent.name: found for found in members}
         if any(member.preload for member in one.group.members):
             preload.append(host)
@@ -158,7 +160,12 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
 
 
 def _host(
-    one: Sized, admission: Line, clock: Clock, page: Page | None, prefixes: HostBudget
+    one: Sized,
+    admission: Line,
+    clock: Clock,
+    page: Page | None,
+    prefixes: HostBudget,
+    arena: Arena | None,
 ) -> tuple[Host, list[Served]]:
     """Make a context's host and the agents on it, which share a prompter where they can."""
     prompters: dict[str | None, Prompter] = {}
@@ -185,7 +192,7 @@ def _host(
         kv_cells=sizes.kv_cells,
         footprint=one.footprint,
         make=lambda: build_engine(
-            one, tuple(prompters.values()), clock, last_words, prefixes, pins
+            one, tuple(prompters.values()), clock, last_words, prefixes, pins, arena
         ),
         keep_alive=one.group.keep_alive,
     )

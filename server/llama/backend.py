@@ -16,6 +16,7 @@ from server.core.request import GenerationRequest
 from server.engine.interface import Backend, BackendLoader, HostState, ModelInfo
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
 from server.llama import saved
+from server.llama.arena import Arena
 from server.llama.batch import BatchBuffer
 from server.llama.calls import grouping, passes
 from server.llama.dry import DryPrototypes
@@ -35,8 +36,11 @@ _FLOAT_BYTES = 4
 class LlamaBackend:
     """Decodes plans, samples their outputs, and keeps its own count of every slot's cells."""
 
-    def __init__(self, loaded: LoadedModel, params: LlamaParams) -> None:
-        """Take over `loaded`; `shutdown` frees it."""
+    def __init__(
+        self, loaded: LoadedModel, params: LlamaParams, arena: Arena | None = None
+    ) -> None:
+        """Take over `loaded`; `shutdown` frees it. `arena`: where saved cells go while it has room."""
+        self._arena = arena
         self._loaded = loaded
         self._library = loaded.library
         self._context = loaded.context
@@ -59,7 +63,7 @@ class LlamaBackend:
             n_vocab=self._n_vocab,
             n_ctx=params.n_ctx,
             eog=self._vocab.eog,
-            suppressed=_suppressed_tokens(loaded, vocab_address, self._n_vocab),
+            suppressed=self._vocab.suppressed,
             dry=DryPrototypes(self._library, vocab_address),
         )
         self._samplers = SlotSamplers(self._source, params.slots)
@@ -142,7 +146,7 @@ class LlamaBackend:
         if not self._info.saves_cells or not 0 < cells == self._cells[slot]:
             message = f"cannot save {cells} cells of slot {slot}, which holds {self._cells[slot]}"
             raise ValueError(message)
-        return saved.save(self._library, self._context, slot, cells)
+        return saved.save(self._library, self._context, slot, cells, self._arena)
 
     def restore(self, slot: int, state: HostState) -> int:
         """Put `state` into the empty `slot`; return its cells then: all of `state`'s, or 0 for want of room.
@@ -216,6 +220,8 @@ class LlamaBackend:
         if self._context:
             self._context = self._memory = 0
             free_model(self._loaded)
+            if self._arena is not None:
+                self._arena.cool()
 
     def _fault(self, planned: list[Rows]) -> str | None:
         """Say what llama.cpp would abort on, refuse or silently misplace in these rows; None when they are sound."""
@@ -330,28 +336,21 @@ def _floats_at(address: int, count: int) -> npt.NDArray[np.float32]:
     return np.ctypeslib.as_array(view)
 
 
-def _suppressed_tokens(loaded: LoadedModel, vocab: int, n_vocab: int) -> tuple[int, ...]:
-    count = ctypes.c_int32(0)
-    address = loaded.library.vocab_get_suppress_tokens(vocab, ctypes.byref(count))
-    if not address or count.value <= 0:
-        return ()
-    listed = (ctypes.c_int32 * count.value).from_address(address)
-    return tuple(token for token in listed if 0 <= token < n_vocab)
-
-
-def load_backend(params: LlamaParams) -> BackendLoader:
+def load_backend(params: LlamaParams, arena: Arena | None = None) -> BackendLoader:
     """Return a loader for the engine: it loads in the calling thread and raises `ModelFileError` or `ConfigError`."""
 
     def load(progress: Callable[[float], None]) -> Backend:
         loaded = load_model(library(), params, progress)
         try:
-            backend = LlamaBackend(loaded, params)
+            backend = LlamaBackend(loaded, params, arena)
         except BaseException:
             free_model(loaded)
             raise
         try:
             if params.warmup:
                 backend.warm_up()
+                if arena is not None and backend.info.saves_cells:
+                    saved.touch(arena, loaded.allocated, params)
         except BaseException:
             backend.shutdown()
             raise

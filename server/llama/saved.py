@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from server.catalog.plan import Allocated
+from server.llama.arena import Arena
 from server.llama.native import Address, Library
+from server.llama.params import LlamaParams
+
+_MOST_TOUCHED = 2**30
+"""Bytes of host memory that a load waits for; a slow machine needs two seconds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,14 +34,28 @@ class SavedCells:
         return self.buffer.nbytes
 
 
+def touch(arena: Arena, allocated: Allocated, params: LlamaParams) -> None:
+    """Use what two full sequences take once, so that the first saves need not wait for pages."""
+    cell = (allocated.kv_cpu + allocated.kv_gpu) // params.native_n_ctx
+    arena.touch(min(2 * params.n_ctx * cell, _MOST_TOUCHED, arena.limit))
+
+
 def state_bytes(library: Library, context: Address, slot: int) -> int:
     """Bytes that `save` would take."""
     return library.state_seq_get_size(context, slot)
 
 
-def save(library: Library, context: Address, slot: int, cells: int) -> SavedCells:
-    """Copy all `cells` cells of `slot`, once, into a buffer of its own. `RuntimeError`, `MemoryError`."""
-    buffer = np.empty(state_bytes(library, context, slot), np.uint8)
+def save(
+    library: Library, context: Address, slot: int, cells: int, arena: Arena | None = None
+) -> SavedCells:
+    """Copy all `cells` cells of `slot`, once, into memory of `arena`, or what the system gives when that has no room.
+
+    Raises `RuntimeError`, `MemoryError`.
+    """
+    nbytes = state_bytes(library, context, slot)
+    buffer = None if arena is None else arena.take(nbytes)
+    if buffer is None:
+        buffer = np.empty(nbytes, np.uint8)
     if (
         library.state_seq_get_data(context, buffer.ctypes.data, buffer.nbytes, slot)
         != buffer.nbytes

@@ -59,6 +59,8 @@ class LlamaVocab:
             True: Cutter(special, everything),
             False: Cutter(special.keys() & self.marker_tokens.keys(), everything),
         }
+        self.suppressed = _read_suppressed(library, vocab, self.n_vocab)
+        """Tokens that the file forbids."""
         self._add_bos = library.vocab_get_add_bos(vocab)
         self.bos_text = self._text_of(library.vocab_bos(vocab))
         self.eos_text = self._text_of(library.vocab_eos(vocab))
@@ -171,3 +173,12 @@ def _read_pieces(library: Library, vocab: Address, n_vocab: int) -> list[bytes]:
         longer = ctypes.create_string_buffer(-length)
         pieces.append(longer.raw[: max(0, to_piece(vocab, token, longer, -length, 0, True))])
     return pieces
+
+
+def _read_suppressed(library: Library, vocab: Address, n_vocab: int) -> tuple[int, ...]:
+    count = ctypes.c_int32(0)
+    address = library.vocab_get_suppress_tokens(vocab, ctypes.byref(count))
+    if not address or count.value <= 0:
+        return ()
+    listed = (ctypes.c_int32 * count.value).from_address(address)
+    return tuple(token for token in listed if 0 <= token < n_vocab)

@@ -13,6 +13,8 @@ from server.assembly.wanted import wanted
 from server.catalog.plan import Memory
 from server.core.clock import SystemClock
 from server.core.errors import ModelFileError
+from server.engine.host_memory import HostBudget
+from server.llama.arena import Arena
 from server.settings import Settings
 from tests.models import ModelSpec, write_model
 
@@ -44,6 +46,20 @@ async def test_a_file_that_memory_was_not_planned_for_is_not_loaded(
     engine.start()
     await engine.wait_loaded()
     await engine.stop()
+
+
+async def test_a_load_touches_the_arena_and_an_end_gives_its_memory_back(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", ModelSpec())
+    settings = Settings.model_validate({"model": {"path": path}, "engine": {"n_ctx": 256}})
+    memory = Memory(cpu_available=2**40)
+    (one,) = sized(grouped(wanted(settings, Path), memory), memory)
+    arena = Arena(2**24)
+    engine = build_engine(one, (), SystemClock(), host=HostBudget(2**24), arena=arena)
+    engine.start()
+    await engine.wait_loaded()
+    assert 0 < arena.warm < 2**24
+    await engine.stop()
+    assert arena.warm == 0
 
 
 @pytest.mark.parametrize(("kv_type", "align"), [("f16", 1), ("q8_0", 8)])

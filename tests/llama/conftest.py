@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from server.llama.arena import Arena
 from server.llama.backend import LlamaBackend, load_backend
 from server.llama.params import LlamaParams
 from tests.llama.driving import Driver
@@ -41,10 +42,10 @@ def models(tmp_path_factory) -> ModelFiles:
 def make_driver(models) -> Iterator[MakeDriver]:
     made: list[LlamaBackend] = []
 
-    def make(spec: ModelSpec | None = None, **params: Any) -> Driver:
+    def make(spec: ModelSpec | None = None, arena: Arena | None = None, **params: Any) -> Driver:
         defaults: dict[str, Any] = {"slots": 4, "n_ctx": 256, "threads": 1, "warmup": False}
         wanted = LlamaParams(models.path(spec), **(defaults | params))
-        backend = load_backend(wanted)(lambda _fraction: None)
+        backend = load_backend(wanted, arena)(lambda _fraction: None)
         assert isinstance(backend, LlamaBackend)
         made.append(backend)
         return Driver(backend)

@@ -9,6 +9,7 @@ import pytest
 
 from server.engine.host_memory import HostBudget
 from server.engine.plan import Rows, StepPlan
+from server.llama.arena import Arena
 from server.llama.model import read_info
 from server.llama.params import LlamaParams
 from tests.factories import LoopHarness, make_limits, make_request
@@ -123,11 +124,71 @@ def test_states_that_lack_cells_or_take_too_long_are_not_offered(make_driver, mo
     assert not read_info(replace(loaded, library=window), params, 250).saves_cells
 
 
+def address(state):
+    return state.buffer.ctypes.data
+
+
+def test_a_second_save_uses_the_memory_of_a_state_that_went(make_driver):
+    arena = Arena(2**28)
+    backend = (driver := make_driver(arena=arena)).backend
+    open_all(driver)
+    driver.prefill_logits([PROMPTS[0][:56]])
+    state = backend.save(0, 56)
+    first, kept = address(state), state.buffer.copy()
+    other = backend.save(0, 56)
+    assert address(other) > first
+    del state
+    again = backend.save(0, 56)
+    assert address(again) == first
+    assert np.array_equal(again.buffer, kept)
+    assert np.array_equal(other.buffer, kept)
+    del other
+    backend.shutdown()
+    assert np.array_equal(again.buffer, kept), "what is held outlives the backend"
+    assert arena.warm == arena.used > 0, "the rest went back to the system"
+
+
+def test_without_room_in_the_arena_a_state_is_saved_all_the_same(make_driver):
+    backend = (driver := make_driver(arena=(arena := Arena(1)))).backend
+    open_all(driver)
+    driver.prefill_logits(PROMPTS[:1])
+    backend.decode(StepPlan([Rows(0, 64, prompt_of(8, 180), outputs=0)]))
+    state = backend.save(0, 244)
+    assert state.nbytes > arena.block
+    assert arena.used == 0
+    backend.truncate(0, 0)
+    assert backend.restore(0, state) == 244
+
+
+def test_a_copy_between_streams_gives_its_memory_back_at_once(make_driver):
+    backend = (driver := make_driver(layout="split", arena=(arena := Arena(2**28)))).backend
+    open_all(driver)
+    driver.prefill_logits(PROMPTS[:1])
+    backend.copy(0, 1, 56)
+    assert (arena.used, arena.warm > 0) == (0, True)
+
+
+def test_a_load_touches_what_two_sequences_take_and_no_more_than_there_is(make_driver):
+    make_driver(arena=(cold := Arena(2**28)), warmup=False)
+    assert cold.warm == 0
+    backend = (driver := make_driver(arena=(arena := Arena(2**28)), warmup=True)).backend
+    open_all(driver)
+    driver.prefill_logits(PROMPTS[:1])
+    backend.decode(StepPlan([Rows(0, 64, prompt_of(8, 180), outputs=0)]))
+    full = backend.state_bytes(0) * 256 // 244
+    assert 1.9 * full < arena.warm < 2.1 * full + arena.block
+    assert arena.used == 0
+    small = Arena(2**16)
+    make_driver(arena=small, warmup=True)
+    assert small.warm == small.block == 2**16
+
+
 @layouts
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_served_requests_with_parked_prefixes_equal_alone(make_driver, layout, kv_type):
     """Real weights, whose answers tell a wrong cell: eight agents in turn over four slots."""
-    driver = make_driver(**kind_of(layout, kv_type), n_ctx=256, threads=1)
+    arena = Arena(2**28)
+    driver = make_driver(**kind_of(layout, kv_type), n_ctx=256, threads=1, arena=arena)
     limits = make_limits(
         slots=4, n_ctx=256, max_rows=128, prefill_rows=64, prefill_rows_decoding=32
     )
@@ -156,3 +217,4 @@ def test_served_requests_with_parked_prefixes_equal_alone(make_driver, layout, k
     )
     assert same == 64 if (layout, kv_type) == ({"layout": "split"}, "q8_0") else same >= 48
     assert 0 < harness.loop.memory.nbytes == host.used <= host.limit
+    assert host.used <= arena.used < host.used + 32 * arena.block
