@@ -74,7 +74,7 @@ class Pins:
         if names and self._host is None:
             log.warning(
                 "Pinned prompts are computed now, but there is no memory to keep them in: they go when their KV "
-                "cells are needed. Set engine.host_cache, and leave flash attention on."
+                "cells are needed. Set engine.host_cache; the unified KV layout needs flash attention for it."
             )
         tokens = {token_key(pin.tokens): pin.tokens for pin in pins}
         there = {*self._kept, *self._computing.values()}
