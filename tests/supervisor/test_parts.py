@@ -162,6 +162,7 @@ def on_a_terminal_that_closes(before: str = "") -> str:
     if pid == 0:
         script = _WITH_A_TERMINAL.format(before=before, out=inside)
         os.set_inheritable(inside, True)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children would ignore it
         os.execv(sys.executable, [sys.executable, "-c", script])
     os.close(inside)
     with os.fdopen(out, "rb") as pipe:
