@@ -190,7 +190,7 @@ class Prefill:
                 seconds -= alone if waiting else 0.0
         most = min(limits.max_rows - work.rows, most) >> halvings
         most = max(most, MIN_PREFILL_ROWS)
-        align, chunk = limits.reuse_align, max(self._calls[:2])
+        align, chunk = limits.reuse_align, self._calls.chunk_rows
         return Room(self._pace, work, most, seconds, align=align, chunk=chunk)
 
 

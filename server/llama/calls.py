@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 
 from server.engine.plan import CallShape, Rows
 from server.llama.params import LlamaParams
@@ -35,18 +35,27 @@ def passes(rows: list[Rows], n_ubatch: int, *, unified: bool) -> int:
     """
     if unified:
         return -(-sum(len(one.tokens) for one in rows) // n_ubatch)
-    left = {one.slot: len(one.tokens) for one in rows}
     count = 0
-    while left:
-        first = min(left)
-        slots = [first]
-        while (following := slots[-1] + 1) in left and len(slots) < n_ubatch:
-            slots.append(following)
-        most = max(1, n_ubatch // len(slots))
-        taken = min(most, *(left[slot] for slot in slots))
-        left = {slot: rest for slot, n in left.items() if (rest := n - taken * (slot in slots))}
+    runs = _consecutive([(one.slot, len(one.tokens)) for one in rows])
+    while runs:
+        run = runs.pop()
+        if len(run) > n_ubatch:
+            runs.append(run[n_ubatch:])
+            run = run[:n_ubatch]
+        taken = min(max(1, n_ubatch // len(run)), *(left for _, left in run))
+        runs += _consecutive([(slot, left - taken) for slot, left in run if left > taken])
         count += 1
     return count
+
+
+def _consecutive(slots: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Cut ascending slots, each with its rows, where one is missing."""
+    runs: list[list[tuple[int, int]]] = []
+    for slot, left in slots:
+        if not runs or slot != runs[-1][-1][0] + 1:
+            runs.append([])
+        runs[-1].append((slot, left))
+    return runs
 
 
 def grouping(params: LlamaParams, calls: CallShape) -> Grouping:
@@ -87,13 +96,39 @@ def by_depth(rows: list[Rows], passes_of: Passes) -> list[list[Rows]]:
     best: list[tuple[float, list[list[Rows]]]] = [(0.0, [])]
     """Cells read up to a class, and the calls."""
     for end, depth in enumerate(depths, 1):
-        found: list[tuple[float, list[list[Rows]]]] = []
-        for begin in range(end):
-            call = sorted(
-                (one for depth in depths[begin:end] for one in classes[depth]),
-                key=attrgetter("slot"),
-            )
-            cells = PASS_CELLS * passes_of(call) + (before[end] - before[begin]) * depth
-            found.append((best[begin][0] + cells, [*best[begin][1], call]))
-        best.append(min(found, key=itemgetter(0)))
+        found: list[tuple[float, int]] = []
+        needed = _Needed(passes_of)
+        for begin in reversed(range(end)):
+            needed.add(classes[depths[begin]])
+            cells = PASS_CELLS * needed.passes + (before[end] - before[begin]) * depth
+            found.append((best[begin][0] + cells, begin))
+        cells, begin = min(found)
+        call = [one for depth in depths[begin:end] for one in classes[depth]]
+        call.sort(key=attrgetter("slot"))
+        best.append((cells, [*best[begin][1], call]))
     return best[-1][1]
+
+
+class _Needed:
+    """Passes of a call that grows. Of streams alone they are counted as they come: each run of slots is one."""
+
+    def __init__(self, passes_of: Passes) -> None:
+        self._passes_of = passes_of
+        self._rows: list[Rows] = []
+        self._slots: set[int] = set()
+        self._runs = 0
+        self._longest = 0
+
+    def add(self, rows: list[Rows]) -> None:
+        for one in rows:
+            slot = one.slot
+            self._runs += 1 - (slot - 1 in self._slots) - (slot + 1 in self._slots)
+            self._slots.add(slot)
+            self._longest = max(self._longest, len(one.tokens))
+        self._rows += rows
+
+    @property
+    def passes(self) -> int:
+        if self._longest == 1:
+            return self._runs
+        return self._passes_of(sorted(self._rows, key=attrgetter("slot")))

@@ -127,3 +127,15 @@ def test_passes_are_the_graphs_that_llama_cpp_computes(models, unified):
     planned = [[Rows(slot, 0, [1] * count, 0) for slot, count in shape] for shape in SHAPES]
     counted = [passes(rows, 32, unified=unified) for rows in planned]
     assert json.loads(ran.stdout) == counted
+
+
+def test_of_streams_alone_no_call_is_simulated():
+    """As many as slots, at as many depths: the step would wait for that."""
+    rows = [stream(slot, 1 + slot * 977 % 4000) for slot in range(64)]
+
+    def simulated(_rows: list[Rows]) -> int:
+        raise AssertionError("simulated")
+
+    calls = by_depth(rows, simulated)
+    assert sorted(slot for call in slots(calls) for slot in call) == list(range(64))
+    assert calls == by_depth([*rows], SPLIT)
