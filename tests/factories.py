@@ -12,11 +12,11 @@ from server.core.errors import GenerationFailed
 from server.core.events import Event
 from server.core.request import GenerationRequest
 from server.engine.host_memory import HostBudget
-from server.engine.interface import Backend, EngineState, HostState, ModelInfo
+from server.engine.interface import Backend, DraftInfo, EngineState, HostState, ModelInfo
 from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
 from server.engine.pins import FindPins
-from server.engine.plan import CallShape, DecodeCode, Rows, Sample, StepPlan, StepResult
+from server.engine.plan import CallShape, DecodeCode, Foreseen, Rows, Sample, StepPlan, StepResult
 from server.engine.scheduler import Scheduler
 
 N_VOCAB = 258
@@ -36,6 +36,9 @@ MODEL_INFO = ModelInfo(
     shares_cells=True,
     saves_cells=True,
 )
+
+
+DRAFT_INFO = DraftInfo(n_vocab=N_VOCAB, rows=64)
 
 
 class FakeClock:
@@ -125,16 +128,26 @@ class ScriptedBackend:
         partial_removal: bool = True,
         split: bool = False,
         calls: CallShape | None = None,
+        foresees: Callable[[Sequence[int]], int] | None = None,
+        draft_codes: Mapping[int, DecodeCode] | None = None,
+        draft: DraftInfo = DRAFT_INFO,
     ) -> None:
         """`codes`: number of the decode call, from 0 → the code it shall return; `split`: copies share no
-        cells, and calls take several passes unless `calls` says otherwise.
+        cells, and calls take several passes unless `calls` says otherwise. `foresees`: what a draft model takes
+        to come next, with the codes of its calls; None: there is none.
         """
         self.info = replace(
             MODEL_INFO,
             partial_removal=partial_removal,
             shares_cells=not split,
             calls=CallShape(one_pass=not split) if calls is None else calls,
+            draft=None if foresees is None else draft,
         )
+        self.foresees = foresees
+        self.draft_codes = dict(draft_codes or {})
+        self.draft_cells: list[list[int]] = [[] for _ in range(limits.slots)]
+        """Slot → the tokens in the draft model's cells."""
+        self.draft_calls: list[list[Rows]] = []
         self.tokenizer = ByteTokenizer()
         self.limits = limits
         self.successor = successor
@@ -254,6 +267,29 @@ class ScriptedBackend:
         self.most_cells = max(self.most_cells, self.used_cells())
         assert self.most_cells <= self.limits.kv_cells, "more cells than there are"
         return StepResult(samples=[self._sample_row(row) for row in plan.rows if row.outputs])
+
+    def foresee(self, rows: list[Rows]) -> Foreseen:
+        code = self.draft_codes.get(len(self.draft_calls), DecodeCode.OK)
+        self.draft_calls.append(rows)
+        assert self.foresees is not None
+        assert self.info.draft is not None
+        slots = [row.slot for row in rows]
+        assert slots == sorted(set(slots)), "one entry per slot, sorted"
+        assert 0 < sum(len(row.tokens) for row in rows) <= self.info.draft.rows
+        for row in rows:
+            assert row.tokens
+            assert row.outputs in (0, 1)
+            assert 0 <= row.start <= len(self.draft_cells[row.slot]), "a gap in the positions"
+            assert all(0 <= token < self.info.draft.n_vocab for token in row.tokens)
+            assert row.start + len(row.tokens) <= self.limits.n_ctx
+            self.draft_cells[row.slot][row.start :] = row.tokens
+        if code is not DecodeCode.OK:
+            for row in rows:
+                self.draft_cells[row.slot].clear()
+            return Foreseen(code)
+        return Foreseen(
+            tokens=[self.foresees(self.draft_cells[row.slot]) for row in rows if row.outputs]
+        )
 
     def shutdown(self) -> None:
         self.closed = True
@@ -376,11 +412,12 @@ class LoopHarness:
         host: HostBudget | None = None,
         pins: FindPins | None = None,
         cost: Callable[[StepPlan], float] | None = None,
+        draft_cost: Callable[[list[Rows]], float] | None = None,
         **scripted: object,
     ) -> None:
         """`real`: a backend in place of the scripted one; `host`: memory to park prefixes in.
 
-        `cost`: seconds that a decode call takes.
+        `cost`: seconds that a decode call takes; `draft_cost`: the same of the draft model's.
         """
         self.limits = limits or make_limits()
         self.clock = FakeClock()
@@ -391,6 +428,8 @@ class LoopHarness:
         backend: Backend = real or self.backend
         if cost is not None:
             self._take_time(backend, cost)
+        if draft_cost is not None:
+            self._take_draft_time(backend, draft_cost)
         self.loop = EngineLoop(
             lambda _progress: backend,
             self.limits,
@@ -411,6 +450,15 @@ class LoopHarness:
             return decode(plan)
 
         backend.decode = timed  # type: ignore[method-assign]
+
+    def _take_draft_time(self, backend: Backend, cost: Callable[[list[Rows]], float]) -> None:
+        foresee = backend.foresee
+
+        def timed(rows: list[Rows]) -> Foreseen:
+            self.clock.now += cost(rows)
+            return foresee(rows)
+
+        backend.foresee = timed  # type: ignore[method-assign]
 
     def _publish(self, events: list[tuple[str, Event]]) -> None:
         for request_id, event in events:

@@ -64,6 +64,8 @@ class ModelSpec:
     """The piece after which the script starts: the end of every prompt."""
     extra_pieces: tuple[bytes, ...] = ()
     """Further vocabulary, for prompts."""
+    padding: int = 0
+    """Tokens behind all others that no text has."""
     seed: int = 0
     layers: int = 2
     embedding: int = 128
@@ -129,6 +131,8 @@ def vocabulary(spec: ModelSpec) -> Vocabulary:
         made.add(text, _CONTROL)
     for text in MARKERS:
         made.add(text, _USER_DEFINED)
+    for number in range(spec.padding):
+        made.add(f"[PAD{number}]", _NORMAL)
     return made
 
 

@@ -22,7 +22,7 @@ from server.core.request import GenerationRequest
 from server.engine.inprocess import InProcessEngine
 from server.engine.interface import Backend, HostState, ModelInfo
 from server.engine.limits import SchedulerLimits
-from server.engine.plan import Sample, StepPlan, StepResult
+from server.engine.plan import Foreseen, Rows, Sample, StepPlan, StepResult
 from server.gateway.host import HostSpec
 from server.gateway.prompter import Prompter
 from server.settings import load
@@ -114,6 +114,11 @@ class Paced:
         """Take the time that computing would."""
         time.sleep(self._step + plan.prefill_rows * self._row)
         return StepResult(samples=[[Sample(97)] for row in plan.rows if row.outputs])
+
+    def foresee(self, rows: list[Rows]) -> Foreseen:
+        """Refuse: `info` says that there is no draft model."""
+        del rows
+        raise RuntimeError
 
     def shutdown(self) -> None:
         """Do nothing."""

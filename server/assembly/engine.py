@@ -119,7 +119,7 @@ def _loader(
 
     def load(progress: Callable[[float], None]) -> Backend:
         # Imported here: loading the native library would delay the first HTTP answer.
-        from server.llama.backend import load_backend  # noqa: PLC0415
+        from server.llama.loading import load_backend  # noqa: PLC0415
         from server.llama.native import library  # noqa: PLC0415
         from server.llama.probe import probe  # noqa: PLC0415
 
@@ -127,6 +127,8 @@ def _loader(
         _check_planned(sized)
         progress(0.0)
         probe(params.path, params.adapter)
+        if params.draft is not None:
+            probe(params.draft.path)
         if last_words is not None:
             library().log.last_words = last_words
         backend = load_backend(params, arena)(progress)

@@ -9,7 +9,17 @@ from typing import Protocol
 
 from server.core.events import Event
 from server.core.request import GenerationRequest
-from server.engine.plan import PLAIN_CALLS, CallShape, StepPlan, StepResult
+from server.engine.plan import PLAIN_CALLS, CallShape, Foreseen, Rows, StepPlan, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class DraftInfo:
+    """Facts about the draft model beside the main one."""
+
+    n_vocab: int
+    """Ids below it stand for the same text in both models."""
+    rows: int
+    """Most rows of one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class ModelInfo:
     """Whether several slots can hold the same cells, so that `Backend.copy` costs nothing."""
     saves_cells: bool = False
     """Whether `Backend.save` keeps all cells of a slot, fast enough to be worth it, and `copy` can copy."""
+    draft: DraftInfo | None = None
+    """Whether there is a draft model, so that `Backend.foresee` can be called."""
 
 
 class Tokenizer(Protocol):
@@ -169,6 +181,13 @@ class Backend(Protocol):
 
     def decode(self, plan: StepPlan) -> StepResult:
         """Run one decode call and sample. What one request did wrong is in its `Sample.error`."""
+        ...
+
+    def foresee(self, rows: list[Rows]) -> Foreseen:
+        """Run one decode call of the draft model, whose slots have cells of their own. Needs `info.draft`.
+
+        Cells at and behind the first row of each slot go before. At most one output each.
+        """
         ...
 
     def shutdown(self) -> None:

@@ -168,3 +168,15 @@ class StepResult:
     """Over the weights: graphs that were computed."""
     reason: str = ""
     """What was wrong, for the log, where the backend knows more than the code."""
+
+
+@dataclass(slots=True)
+class Foreseen:
+    """What a decode call of the draft model did."""
+
+    code: DecodeCode = DecodeCode.OK
+    """With all but `OK` the planned slots are empty, but those of an `INVALID` one are as they were."""
+    tokens: list[int] = field(default_factory=list)
+    """With `OK`: for each `Rows` with an output, in plan order, the likeliest next token."""
+    reason: str = ""
+    """What was wrong, for the log."""

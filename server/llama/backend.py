@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-
 from server.catalog.plan import Allocated
-from server.core.errors import GenerationFailed
+from server.core.errors import ConfigError, GenerationFailed
 from server.core.request import GenerationRequest
-from server.engine.interface import Backend, BackendLoader, HostState, ModelInfo
-from server.engine.plan import DecodeCode, Rows, Sample, StepPlan, StepResult
+from server.engine.interface import HostState, ModelInfo
+from server.engine.plan import DecodeCode, Foreseen, Rows, Sample, StepPlan, StepResult
 from server.llama import saved
 from server.llama.arena import Arena
 from server.llama.batch import BatchBuffer
 from server.llama.calls import grouping, passes
+from server.llama.draft import DraftModel
 from server.llama.dry import DryPrototypes
+from server.llama.logits import FLOAT_BYTES, float_at, floats_at
 from server.llama.logprobs import LogprobReader
-from server.llama.model import LoadedModel, free_model, load_model, read_info
-from server.llama.native import library
+from server.llama.model import LoadedModel, free_model, read_info
 from server.llama.params import LlamaParams
 from server.llama.sampling import SamplerSource
 from server.llama.saved import SavedCells
 from server.llama.slot_samplers import SlotSamplers
 from server.llama.vocab import LlamaVocab
 from server.llama.warmup import WarmUp
-
-_FLOAT_BYTES = 4
 
 
 class LlamaBackend:
@@ -40,6 +36,7 @@ class LlamaBackend:
         self, loaded: LoadedModel, params: LlamaParams, arena: Arena | None = None
     ) -> None:
         """Take over `loaded`; `shutdown` frees it. `arena`: where saved cells go while it has room."""
+        self._draft: DraftModel | None = None
         self._arena = arena
         self._loaded = loaded
         self._library = loaded.library
@@ -212,8 +209,26 @@ class LlamaBackend:
             return StepResult(code, cells={rows.slot: self._resync(rows) for rows in planned})
         return StepResult(code)
 
+    def load_draft(self, params: LlamaParams, progress: Callable[[float], None]) -> None:
+        """Load the draft model that `params` name, if they do. Raises `ModelFileError` or `ConfigError`."""
+        if params.draft is not None and not self._info.partial_removal:
+            message = f"{params.path} cannot have a draft model: its memory cannot forget what did not come true."
+            raise ConfigError(message)
+        self._draft = DraftModel.load(self._library, params, self._vocab, progress)
+        if self._draft is not None:
+            self._info = replace(self._info, draft=self._draft.info)
+
+    def foresee(self, rows: list[Rows]) -> Foreseen:
+        """Run one decode call of the draft model."""
+        if self._draft is None:
+            message = "there is no draft model"
+            raise RuntimeError(message)
+        return self._draft.foresee(rows)
+
     def shutdown(self) -> None:
-        """Free samplers, context and model, in this order; harmless when repeated."""
+        """Free the draft model, samplers, context and model, in this order; harmless when repeated."""
+        if self._draft is not None:
+            self._draft.free()
         self._samplers.free()
         self._source.dry.free()
         self._vocab.close()
@@ -294,15 +309,15 @@ class LlamaBackend:
         if sampler is None or not row:
             raise GenerationFailed("The model gave no output for this request.")
         # A NaN in the hidden state makes every logit one; llama.cpp would draw some token silently.
-        if math.isnan(_float_at(row)):
+        if math.isnan(float_at(row)):
             raise GenerationFailed("The model computed NaN: its file is damaged or overflows.")
         token = self._library.sampler_sample(sampler.chain, self._context, index)
         # With nothing left to choose from, llama.cpp returns some token without a word.
-        if token in sampler.forbidden or not math.isfinite(_float_at(row + token * _FLOAT_BYTES)):
+        if token in sampler.forbidden or not math.isfinite(float_at(row + token * FLOAT_BYTES)):
             raise GenerationFailed("No token was allowed: all are forbidden or without a logit.")
         if sampler.logprobs is None:
             return Sample(token)
-        logits = _floats_at(row, self._n_vocab)
+        logits = floats_at(row, self._n_vocab)
         if self._logprobs is None:
             self._logprobs = LogprobReader(self._n_vocab)
         return Sample(token, self._logprobs.read(logits, token, sampler.logprobs))
@@ -323,37 +338,6 @@ class LlamaBackend:
             token=next(iter(self._vocab.eog), 0),
         )
         gpu = self._library.supports_gpu_offload()
+        if self._draft is not None:
+            self._draft.warm_up(deep=gpu if deep is None else deep)
         return warming.run(deep=gpu if deep is None else deep)
-
-
-def _float_at(address: int) -> float:
-    return ctypes.c_float.from_address(address).value
-
-
-def _floats_at(address: int, count: int) -> npt.NDArray[np.float32]:
-    """View `count` floats at `address`; valid until the next decode."""
-    view = (ctypes.c_float * count).from_address(address)
-    return np.ctypeslib.as_array(view)
-
-
-def load_backend(params: LlamaParams, arena: Arena | None = None) -> BackendLoader:
-    """Return a loader for the engine: it loads in the calling thread and raises `ModelFileError` or `ConfigError`."""
-
-    def load(progress: Callable[[float], None]) -> Backend:
-        loaded = load_model(library(), params, progress)
-        try:
-            backend = LlamaBackend(loaded, params, arena)
-        except BaseException:
-            free_model(loaded)
-            raise
-        try:
-            if params.warmup:
-                backend.warm_up()
-                if arena is not None and backend.info.saves_cells:
-                    saved.touch(arena, loaded.allocated, params)
-        except BaseException:
-            backend.shutdown()
-            raise
-        return backend
-
-    return load

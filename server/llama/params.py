@@ -39,6 +39,17 @@ _PADDING = 256
 
 
 @dataclass(frozen=True, slots=True)
+class DraftParams:
+    """A small model beside the main one, with a context of its own, that foresees what the main one will say."""
+
+    path: Path
+    n_gpu_layers: int | Literal["all"] = 0
+    kv_type: KvType = "f16"
+    flash_attention: FlashAttention = "auto"
+    layout: Layout = "auto"
+
+
+@dataclass(frozen=True, slots=True)
 class LlamaParams:
     """One model and one context. Construction raises `ConfigError` for values that cannot work."""
 
@@ -88,6 +99,8 @@ class LlamaParams:
     draft_rows: int = 0
     """Most rows of one decode call for tokens of drafts, over all slots. Each gives logits, which take n_vocab floats
     twice."""
+    draft: DraftParams | None = None
+    """Who foresees tokens where the text does not repeat. Needs `draft_rows`."""
     threads: int = 1
     """Threads for graphs of one row; `server.settings` knows the machine's cores."""
     threads_batch: int | None = None
@@ -121,6 +134,11 @@ class LlamaParams:
         _require(
             0 <= self.draft_rows <= 1024 and not (self.draft_rows and self.row_by_row),
             f"draft_rows must be 0 to 1024, and 0 row by row, not {self.draft_rows}",
+        )
+        _require(
+            self.draft is None or self.draft_rows,
+            "a draft model needs draft_rows, and more than one row per graph: leave it out in deterministic mode, "
+            "without speculation and for recurrent models",
         )
         _require(self.n_batch <= 2**16, f"n_batch must be at most {2**16}, not {self.n_batch}")
         for name, value in (("kv_type", self.kv_type), ("kv_type_v", self.kv_type_v)):
@@ -171,6 +189,33 @@ class LlamaParams:
         for name, threads in (("threads", self.threads), ("threads_batch", self.threads_batch)):
             known = threads is None or 1 <= threads <= 512
             _require(known, f"{name} must be 1 to 512, not {threads}")
+
+    def drafting(self) -> LlamaParams | None:
+        """Return how the draft model is loaded: as many slots of as many cells, a ubatch to a call; None without one.
+
+        Raises `ConfigError` for values that cannot work.
+        """
+        if self.draft is None:
+            return None
+        rows = min(self.n_ubatch, self.effective_n_batch)
+        return LlamaParams(
+            path=self.draft.path,
+            slots=self.slots,
+            n_ctx=self.n_ctx,
+            n_gpu_layers=self.draft.n_gpu_layers,
+            main_gpu=self.main_gpu,
+            mmap=self.mmap,
+            mlock=self.mlock,
+            extra_buffers=self.extra_buffers,
+            flash_attention=self.draft.flash_attention,
+            kv_type=self.draft.kv_type,
+            layout=self.draft.layout,
+            n_batch=max(rows, self.slots),
+            n_ubatch=rows,
+            threads=self.threads,
+            threads_batch=self.threads_batch,
+            warmup=self.warmup,
+        )
 
     @property
     def unified(self) -> bool:

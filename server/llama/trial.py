@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ _OF_WEIGHTS = ("path", "n_gpu_layers", "n_cpu_moe", "main_gpu", "mmap", "mlock",
 
 
 def as_document(params: LlamaParams) -> dict[str, Any]:
-    """Return what JSON can carry."""
+    """Return what JSON can carry: all but the draft model, which no trial measures."""
     paths = {"path": str(params.path), "adapter": params.adapter and str(params.adapter)}
-    return asdict(params) | paths
+    return asdict(replace(params, draft=None)) | paths
 
 
 def from_document(document: Mapping[str, Any]) -> LlamaParams:

@@ -35,7 +35,9 @@ class LlamaVocab:
         self._users = 0
         self._idle = threading.Condition()
         self.n_vocab: int = library.vocab_n_tokens(vocab)
-        if library.vocab_type(vocab) == 0 or self.n_vocab == 0:
+        self.kind: int = library.vocab_type(vocab)
+        """`llama_vocab_type`: how text is cut, by bytes or by pieces say."""
+        if self.kind == 0 or self.n_vocab == 0:
             raise ModelFileError(
                 "The GGUF has no tokenizer, so it cannot be served as a language model."
             )
@@ -91,6 +93,10 @@ class LlamaVocab:
         for piece in pieces:
             tokens += self._encode(piece, (False, parse_special))
         return tokens + ends[first:]
+
+    def text_of(self, token: int) -> bytes:
+        """Bytes of a token, a control token's name too; `token` must be in range."""
+        return self._shown[token]
 
     def close(self) -> None:
         """Wait for threads that are in C, let no further one in. Idempotent."""

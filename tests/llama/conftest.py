@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from server.llama.arena import Arena
-from server.llama.backend import LlamaBackend, load_backend
+from server.llama.backend import LlamaBackend
+from server.llama.loading import load_backend
 from server.llama.params import LlamaParams
 from tests.llama.driving import Driver
 from tests.models import ModelFiles, ModelSpec

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from server.core.request import GenerationRequest, SamplingParams
 from server.engine.plan import DecodeCode, Rows, Sample, StepPlan
-from server.llama.backend import LlamaBackend, _floats_at
+from server.llama.backend import LlamaBackend
+from server.llama.logits import floats_at
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -100,7 +101,7 @@ class Driver:
         """Copy the logits of a row of the last batch."""
         row = self.backend._library.get_logits_ith(self.backend._context, index)
         assert row
-        return _floats_at(row, self.backend._n_vocab).copy()
+        return floats_at(row, self.backend._n_vocab).copy()
 
     def prefill_logits(
         self, prompts: Sequence[Sequence[int]], cuts: Sequence[int] = ()

@@ -15,7 +15,7 @@ from server.core.events import Delta
 from server.core.request import GenerationRequest, SamplingParams
 from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
-from server.llama.backend import load_backend
+from server.llama.loading import load_backend
 from server.llama.logprobs import LogprobReader
 from server.llama.params import LlamaParams
 from tests.models import ModelSpec

@@ -11,14 +11,17 @@ import pytest
 
 from server.core.errors import ConfigError, ModelFileError
 from server.llama import native
-from server.llama.backend import load_backend
+from server.llama.loading import load_backend
 from server.llama.native_log import NativeLog
-from server.llama.params import LlamaParams
+from server.llama.params import DraftParams, LlamaParams
 from server.llama.probe import probe
 from tests.llama.driving import prompt_of
 from tests.models import ModelSpec, truncate_file, vocabulary
 
 pytestmark = pytest.mark.native
+
+
+DRAFT = DraftParams(Path("small.gguf"))
 
 
 def ignore(_fraction: float) -> None:
@@ -47,6 +50,8 @@ def ignore(_fraction: float) -> None:
         ({"n_gpu_layers": -1}, "auto, all or a number"),
         ({"main_gpu": -1}, "device number"),
         ({"threads": 0}, "Threads must be 1 to 512"),
+        ({"draft": DRAFT}, "A draft model needs draft_rows"),
+        ({"draft": DRAFT, "draft_rows": 8, "n_ubatch": 1}, "row by row"),
     ],
 )
 def test_impossible_parameters_are_refused_before_loading(changes, message):

@@ -18,7 +18,8 @@ from server.llama.adapter import (
     detach_adapter,
     set_adapter,
 )
-from server.llama.backend import LlamaBackend, load_backend
+from server.llama.backend import LlamaBackend
+from server.llama.loading import load_backend
 from server.llama.params import LlamaParams
 from server.llama.probe import probe
 from tests.adapters import AdapterSpec, lora_matrices, write_adapter, write_merged

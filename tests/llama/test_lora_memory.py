@@ -14,7 +14,7 @@ from server.llama.adapter import (
     detach_adapter,
     set_adapter,
 )
-from server.llama.backend import load_backend
+from server.llama.loading import load_backend
 from server.llama.params import LlamaParams
 from tests.adapters import AdapterSpec, write_adapter
 from tests.models import ModelSpec

@@ -18,7 +18,8 @@ from gguf import quants
 
 import make_synthetic_gguf
 from server.catalog.gguf import check, read_header
-from server.llama.backend import LlamaBackend, load_backend
+from server.llama.backend import LlamaBackend
+from server.llama.loading import load_backend
 from server.llama.params import LlamaParams
 from server.llama.probe import probe
 from synthetic import blocks, tensors
