@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from server.core.errors import OnegpuError
 
 if TYPE_CHECKING:
     from server.assembly.tuning.judging import Comparison
-    from server.assembly.tuning.session import Outcome, Trial
+    from server.assembly.tuning.session import Outcome, Part, Trial
     from server.assembly.tuning.tune import Subject
     from server.cli.chat.terminal import Terminal
     from server.cli.parsing import Commands
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Measure on this machine which settings suit MODEL, and keep them as a profile that `onegpu serve`
-takes: threads, n_ubatch, kv_layout, flash_attention, extra_buffers, and layers on the GPU where
-not all are.
+takes: threads, n_ubatch, kv_layout, flash_attention, extra_buffers, layers on the GPU where not
+all are, and then how many rows of prompts a step has, alone and beside streams.
 
 Each candidate runs in a child process, in turns with the best so far (A B A B). It is
 taken where its worst run scores 2 % more than the other's best, and no figure loses 5 %. The score
 is a weighted geometric mean of tokens/s: prompts 0.30, a prompt beside other streams 0.10, one
-stream 0.25, all slots 0.35. At last the profile runs in turns with the defaults: unless it is
-better again, the defaults are kept.
+stream 0.25, all slots 0.35. Rows of prompts are judged by one prompt, alone and beside streams,
+half each; no stream's longest gap may grow. At last the profile runs in turns with the defaults:
+unless it is better again, the defaults are kept.
 
 What the configuration sets itself is neither tuned nor changed. Load nothing else meanwhile."""
 _EPILOG = """\
@@ -54,6 +56,11 @@ _FIGURES = {
     "beside": "prompt beside",
     "single": "one stream",
     "all": "all streams",
+}
+_PROMPT_FIGURES = {
+    "prefill": "prompt",
+    "beside": "prompt beside",
+    "slowest": "slowest stream",
 }
 
 
@@ -156,35 +163,56 @@ def _report(subject: Subject, outcome: Outcome, *, there: bool) -> str:
     from server.settings.report import text_of
 
     lines = []
-    if outcome.work is not None:
+    context, prompts = outcome.context, outcome.prompts
+    if context.work is not None:
+        work = context.work
         lines.append(
-            f"Tokens/s of {outcome.work.streams} streams at a depth of {outcome.work.depth} tokens, "
+            f"Tokens/s of {work.streams} streams at a depth of {work.depth} tokens, "
             "each beside the best so far:\n"
         )
-    lines.append(_table(outcome))
-    if outcome.settings:
-        gain = outcome.confirmed.gain if outcome.confirmed else 0.0
-        values = ", ".join(f"{name} {text_of(v)}" for name, v in outcome.settings.items())
+        lines.append(_table(context, _FIGURES))
+    if prompts.work is not None and prompts.trials:
+        work = prompts.work
         lines.append(
-            f"\nKept: {values}. Measured again, it scores {gain:.1%} more than the defaults."
+            f"\nTokens/s of a prompt of {work.document} tokens, alone and beside "
+            f"{work.streams - 1} streams, and of a stream in its longest gap:\n"
         )
+        lines.append(_table(prompts, _PROMPT_FIGURES))
+    if outcome.settings:
+        values = ", ".join(f"{name} {text_of(v)}" for name, v in outcome.settings.items())
+        lines.append(f"\nKept: {values}. {' '.join(_gains(outcome))}")
         lines.append(f"`onegpu serve` takes it from {subject.path}")
     else:
         gone = f", and {subject.path} is removed" if there else ""
-        lines.append(f"\nThe defaults are kept{gone}: {outcome.verdict}.")
+        lines.append(f"\nThe defaults are kept{gone}: {_why(outcome)}.")
     return "\n".join(lines)
 
 
-def _table(outcome: Outcome) -> str:
+def _gains(outcome: Outcome) -> Iterator[str]:
+    if outcome.context.settings and outcome.context.confirmed:
+        gain = outcome.context.confirmed.gain
+        yield f"Measured again, it scores {gain:.1%} more than the defaults."
+    if outcome.prompts.settings and outcome.prompts.confirmed:
+        gain = outcome.prompts.confirmed.gain
+        yield f"Measured again, the rows of prompts bring {gain:.1%}."
+
+
+def _why(outcome: Outcome) -> str:
+    """Say it of both parts, where they differ."""
+    verdicts = [part.verdict for part in (outcome.context, outcome.prompts) if part.verdict]
+    return "; ".join(dict.fromkeys(verdicts))
+
+
+def _table(part: Part, figures: Mapping[str, str]) -> str:
     """Lay out what each candidate changed, figure by figure."""
     from server.settings.report import text_of
 
-    rows = [("tried", *_FIGURES.values(), "score", "")]
-    for trial in outcome.trials:
+    rows = [("tried", *figures.values(), "score", "")]
+    for trial in part.trials:
         tried = f"{trial.candidate.setting} {text_of(trial.candidate.value)}"
-        rows.append((tried, *_cells(trial.comparison), trial.verdict))
-    if outcome.confirmed is not None:
-        rows.append(("the profile, on defaults", *_cells(outcome.confirmed), outcome.verdict))
+        rows.append((tried, *_cells(trial.comparison, figures), trial.verdict))
+    if part.confirmed is not None:
+        rows.append(("the profile again", *_cells(part.confirmed, figures), part.verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return "\n".join(
         "  ".join(
@@ -194,12 +222,12 @@ def _table(outcome: Outcome) -> str:
     )
 
 
-def _cells(comparison: Comparison | None) -> list[str]:
+def _cells(comparison: Comparison | None, figures: Mapping[str, str]) -> list[str]:
     if comparison is None:
-        return [""] * (len(_FIGURES) + 1)
+        return [""] * (len(figures) + 1)
     gains: dict[str, float] = comparison.gains
-    figures = [f"{gains[name]:+.1%}" if name in gains else "–" for name in _FIGURES]
-    return [*figures, f"{comparison.gain:+.1%}"]
+    cells = [f"{gains[name]:+.1%}" if name in gains else "–" for name in figures]
+    return [*cells, f"{comparison.gain:+.1%}"]
 
 
 def _document(subject: Subject, outcome: Outcome) -> dict[str, Any]:
@@ -210,22 +238,28 @@ def _document(subject: Subject, outcome: Outcome) -> dict[str, Any]:
             return None
         return {**asdict(comparison), "gain": comparison.gain, "gains": comparison.gains}
 
+    def part_of(part: Part) -> dict[str, Any]:
+        return {
+            "work": part.work and asdict(part.work),
+            "trials": [
+                {
+                    "setting": trial.candidate.setting,
+                    "value": trial.candidate.value,
+                    "verdict": trial.verdict,
+                    "measured": measured(trial.comparison),
+                }
+                for trial in part.trials
+            ],
+            "confirmed": measured(part.confirmed),
+            "verdict": part.verdict,
+        }
+
     return {
         "model": str(subject.context.group.model.path),
         "machine": subject.machine,
         "context": asdict(subject.context.sizes),
-        "work": outcome.work and asdict(outcome.work),
-        "trials": [
-            {
-                "setting": trial.candidate.setting,
-                "value": trial.candidate.value,
-                "verdict": trial.verdict,
-                "measured": measured(trial.comparison),
-            }
-            for trial in outcome.trials
-        ],
-        "confirmed": measured(outcome.confirmed),
-        "verdict": outcome.verdict,
+        **part_of(outcome.context),
+        "prompts": part_of(outcome.prompts),
         "settings": outcome.settings,
         "profile": str(subject.path) if outcome.settings else None,
     }

@@ -74,7 +74,7 @@ def answer(bench: Bench, line: str) -> dict[str, Any]:
     """Measure what one line asks for."""
     asked = json.loads(line)
     try:
-        return bench.run(from_document(asked["params"]), Workload(**asked["work"]))
+        return bench.run(from_document(asked["params"]), Workload.of(asked["work"]))
     except OnegpuError as error:
         return {"error": error.message}
     except (TrialFailed, RuntimeError, ValueError, MemoryError) as error:

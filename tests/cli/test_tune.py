@@ -10,14 +10,17 @@ import pytest
 from server.assembly.tuning import tune as tuning
 from server.assembly.tuning.candidates import Candidate
 from server.assembly.tuning.judging import Comparison
-from server.assembly.tuning.session import Outcome, Trial
+from server.assembly.tuning.session import Outcome, Part, Trial
 from server.cli.main import main
+from server.engine.limits import SchedulerLimits
 from server.engine.trial import Rates, TrialFailed, Workload
 from tests.models import ModelSpec, write_model
 
 SLOW, FAST = Rates(100.0, 50.0, 10.0, 30.0), Rates(150.0, 50.0, 10.0, 33.0)
 GAINED = Comparison([SLOW, SLOW], [FAST, FAST])
-WORK = Workload(4, 256, 16, 512, 128)
+WORK = Workload(4, 256, 16, SchedulerLimits())
+DOCUMENT = Workload(4, 64, 0, SchedulerLimits(), 512)
+PROMPTS = Comparison([Rates(100.0, 50.0, slowest=2.0)] * 2, [Rates(110.0, 50.0, slowest=4.0)] * 2)
 
 
 @pytest.fixture
@@ -34,7 +37,15 @@ def outcome(*, won: bool) -> Outcome:
     ]
     verdict = "confirmed" if won else "nothing was better than the defaults"
     settings = {"engine.n_ubatch": 256} if won else {}
-    return Outcome(WORK, settings, trials, GAINED if won else None, verdict)
+    return Outcome(Part(WORK, settings, trials, GAINED if won else None, verdict), prompts(won=won))
+
+
+def prompts(*, won: bool) -> Part:
+    verdict = "taken" if won else "not better beyond the noise"
+    trial = Trial(Candidate("engine.max_prefill_rows", 64), verdict, PROMPTS)
+    settings = {"engine.max_prefill_rows": 64} if won else {}
+    told = "confirmed" if won else "nothing was better than the defaults"
+    return Part(DOCUMENT, settings, [trial], PROMPTS if won else None, told)
 
 
 @pytest.fixture
@@ -77,7 +88,13 @@ def test_what_was_found_is_shown_and_kept_and_in_force(model, measured, capsys) 
     ] in rows
     assert "model.extra_buffers false" in out
     assert "does not run: no memory" in out
-    assert "Kept: engine.n_ubatch 256." in out
+    cells = ["engine.max_prefill_rows", "64", "+10.0%", "+0.0%", "+100.0%", "+4.9%", "taken"]
+    assert cells in rows
+    assert "Kept: engine.n_ubatch 256, engine.max_prefill_rows 64." in out
+    assert (
+        "it scores 16.8% more than the defaults. Measured again, the rows of prompts bring 4.9%."
+        in out
+    )
     assert str(profile) in out
     assert "engine.n_ubatch 256" in err, "a line for each candidate while it goes on"
     Path("c.yaml").write_text(f"model: {{path: {model}}}\n", encoding="utf-8")
@@ -111,7 +128,9 @@ def test_programs_get_every_figure(model, measured, capsys) -> None:
     measured.append(outcome(won=True))
     assert main(["tune", str(model), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["settings"] == {"engine.n_ubatch": 256}
+    assert document["settings"] == {"engine.n_ubatch": 256, "engine.max_prefill_rows": 64}
+    (rows,) = document["prompts"]["trials"]
+    assert rows["measured"]["after"][0]["slowest"] == 4.0
     assert document["profile"] == str(profiles(model)[0])
     first, second = document["trials"]
     assert first["measured"]["before"][0]["prefill"] == 100.0
@@ -145,3 +164,5 @@ def test_it_measures(model, monkeypatch, capsys) -> None:
     assert document["work"]["streams"] == 2
     assert bool(document["settings"]) == bool(profiles(model))
     assert {one["setting"] for one in document["trials"]} >= {"engine.n_ubatch", "engine.kv_layout"}
+    rows = {one["setting"] for one in document["prompts"]["trials"]}
+    assert rows == {"engine.max_prefill_rows", "engine.max_prefill_rows_decoding"}

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from server.assembly.engine import scheduler_limits
 from server.assembly.sizing import Sized
+from server.engine.prefix_index import MIN_PREFILL_ROWS
 from server.settings.machine import logical_cpus, physical_cores
 
 Changes = Mapping[str, Any]
@@ -39,6 +41,17 @@ def candidates(sized: Sized, *, on_card: bool) -> Iterator[Candidate]:
     if sizes.kv_type in ("f16", "bf16", "f32"):
         now = "on" if sizes.flash_attention else "off"
         yield Candidate("engine.flash_attention", _other(now, "on", "off"))
+
+
+def prompt_candidates(sized: Sized) -> Iterator[Candidate]:
+    """Yield how many rows of prompts a step may have, alone and beside streams: parts of the largest call."""
+    limits = scheduler_limits(sized)
+    parts = [limits.max_rows // part for part in (8, 4, 2)]
+    alone = [rows for rows in parts if MIN_PREFILL_ROWS <= rows < limits.prefill_rows]
+    yield from _of("engine.max_prefill_rows", tuple(alone))
+    if limits.slots > 1:
+        beside = [r for r in parts[:2] if MIN_PREFILL_ROWS <= r < limits.prefill_rows_decoding]
+        yield from _of("engine.max_prefill_rows_decoding", tuple(beside))
 
 
 def is_explicit(sized: Sized, setting: str) -> bool:

@@ -12,6 +12,8 @@ from server.engine.trial import Rates
 WEIGHTS = {"prefill": 0.30, "beside": 0.10, "single": 0.25, "all": 0.35}
 """Exponents of the score. Generating is what takes most of an answer's time; what others feel of a
 prompt is `beside`."""
+PROMPT_WEIGHTS = {"prefill": 0.5, "beside": 0.5}
+"""The same where only prompts are measured. That streams beside them have no longer gaps is seen to by `MOST_LOSS`."""
 LEAST_GAIN = 0.02
 """What the worst run of the better one must be ahead of the best run of the other."""
 MOST_LOSS = 0.05
@@ -20,9 +22,10 @@ MOST_LOSS = 0.05
 
 def score(rates: Rates) -> float:
     """Return the weighted geometric mean of the figures, tokens/s."""
-    figures = _figures(rates)
-    whole = sum(WEIGHTS[name] for name in figures)
-    return math.exp(sum(WEIGHTS[name] * math.log(value) for name, value in figures.items()) / whole)
+    weights = WEIGHTS if rates.all is not None else PROMPT_WEIGHTS
+    figures = {name: value for name, value in _figures(rates).items() if name in weights}
+    whole = sum(weights[name] for name in figures)
+    return math.exp(sum(weights[name] * math.log(value) for name, value in figures.items()) / whole)
 
 
 @dataclass(frozen=True, slots=True)

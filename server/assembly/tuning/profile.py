@@ -28,6 +28,8 @@ TUNABLE = (
     "engine.threads",
     "engine.threads_batch",
     "engine.n_ubatch",
+    "engine.max_prefill_rows",
+    "engine.max_prefill_rows_decoding",
     "engine.kv_layout",
     "engine.flash_attention",
     "model.n_gpu_layers",

@@ -1,19 +1,35 @@
-"""One tuning: candidates one by one beside the best so far, at last the profile beside the defaults."""
+"""One tuning: candidates one by one beside the best so far, at last the profile beside the defaults.
+
+First what a context is made with; then, on top of what was confirmed, how many rows of a prompt a step has.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from server.assembly.engine import llama_params, scheduler_limits
 from server.assembly.sizing import Sized, sized
 from server.assembly.tuning.applying import with_changes
-from server.assembly.tuning.candidates import Candidate, candidates, is_explicit
+from server.assembly.tuning.candidates import (
+    Candidate,
+    candidates,
+    is_explicit,
+    prompt_candidates,
+)
 from server.assembly.tuning.judging import Comparison
+from server.assembly.tuning.works import (
+    LEAST_STEPS,
+    fits,
+    fitting,
+    seconds_of,
+    with_document,
+    workload,
+)
 from server.catalog.plan import Memory
 from server.core.clock import Clock
 from server.core.errors import ConfigError
-from server.engine.prefill import UNMEASURED_ROWS
 from server.engine.trial import Rates, TrialFailed, Workload
 from server.llama.params import LlamaParams
 
@@ -23,10 +39,8 @@ PAIRS = 2
 SPLIT_GAIN = 0.10
 """What the split layout must bring where unified is the default: its slots copy prefixes in place of sharing them, and
 no run has any."""
-_DEPTHS = (2048, 1024, 512, 256, 128, 64, 32)
-_MOST_RUN, _LEAST_RUN = 8.0, 1.0
-"""Seconds of one run."""
-_MOST_STEPS, _LEAST_STEPS = 48, 4
+_CONTEXT_SHARE = 0.65
+"""Of the time, for what a context is made with."""
 _HUNG = 8.0
 """A run that takes so many times what the defaults took has lost."""
 
@@ -67,16 +81,36 @@ class Trial:
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What a tuning found."""
+class Part:
+    """What was found for settings that are measured alike."""
 
     work: Workload | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    """The profile; empty where the defaults are kept."""
+    """Its part of the profile; empty where the defaults are kept."""
     trials: list[Trial] = field(default_factory=list)
     confirmed: Comparison | None = None
-    """The profile beside the defaults."""
+    """What was taken, beside what was there before."""
     verdict: str = ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a tuning found."""
+
+    context: Part = field(default_factory=Part)
+    """What a context is made with, on top of the defaults."""
+    prompts: Part = field(default_factory=Part)
+    """How prompts are cut, on top of that."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The profile; empty where the defaults are kept."""
+        return self.context.settings | self.prompts.settings
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All of them, in order."""
+        return self.context.trials + self.prompts.trials
 
 
 class Session:
@@ -95,34 +129,47 @@ class Session:
         self._pair = 0.0
         """Seconds of two runs, loading included."""
         self._limit = 0.0
+        self._before: dict[str, Any] = {}
+        """What was confirmed before this part."""
 
     def run(self, seconds: float) -> Outcome:
         """Tune for at most about `seconds`."""
-        self._end = self._clock.monotonic() + seconds
-        outcome = Outcome()
-        untried = [
-            one
-            for one in candidates(self._base, on_card=self._memory.has_gpu)
-            if not is_explicit(self._base, one.setting)
-        ]
-        outcome.work = self._calibrate(len(untried))
-        for candidate in untried:
-            trial = self._try(candidate, outcome)
-            outcome.trials.append(trial)
-            if trial.taken:
-                outcome.settings[candidate.setting] = candidate.value
-            self._watcher.tried(trial)
-        if not outcome.settings:
-            outcome.verdict = "nothing was better than the defaults"
-            return outcome
-        self._confirm(outcome)
+        outcome, begin = Outcome(), self._clock.monotonic()
+        some = bool(self._untried(prompt_candidates(self._base)))
+        self._end = begin + seconds * (_CONTEXT_SHARE if some else 1)
+        untried = self._untried(candidates(self._base, on_card=self._memory.has_gpu))
+        rates, aside = self._calibrate(outcome.context, len(untried))
+        self._tune(outcome.context, untried)
+        self._before, self._end = outcome.context.settings, begin + seconds
+        now = self._context(self._before)
+        if untried := self._untried(prompt_candidates(now)):
+            self._size_document(outcome.prompts, now, rates, aside, len(untried))
+            self._tune(outcome.prompts, untried)
         return outcome
 
-    def _calibrate(self, count: int) -> Workload:
-        """Run the defaults once, shortly, and size the work so that all candidates find time."""
+    def _untried(self, found: Iterable[Candidate]) -> list[Candidate]:
+        return [one for one in found if not is_explicit(self._base, one.setting)]
+
+    def _tune(self, part: Part, untried: Iterable[Candidate]) -> None:
+        for candidate in untried:
+            trial = self._try(candidate, part)
+            part.trials.append(trial)
+            if trial.taken:
+                part.settings[candidate.setting] = candidate.value
+            self._watcher.tried(trial)
+        if part.settings:
+            self._confirm(part)
+        else:
+            part.verdict = "nothing was better than the defaults"
+
+    def _calibrate(self, part: Part, count: int) -> tuple[Rates, float]:
+        """Run the defaults once, shortly, and size the work so that all candidates find time.
+
+        Returns the rates, and seconds of a run that are not measured.
+        """
         sizes = self._base.sizes
-        small = _workload(self._base, min(64, sizes.n_ctx // 2), _LEAST_STEPS)
-        if not _fits(small, self._base):
+        small = workload(self._base, min(64, sizes.n_ctx // 2), LEAST_STEPS)
+        if not fits(small, self._base):
             raise ConfigError(
                 f"n_ctx {sizes.n_ctx} is too short to measure anything. Give a longer one."
             )
@@ -133,53 +180,69 @@ class Session:
         loaded = self._clock.monotonic() - begin
         begin = self._clock.monotonic()
         rates = self._bench.run(params, small, max(self._left(), 1.0))
-        aside = max(0.0, self._clock.monotonic() - begin - _seconds(small, rates))
-        rounds = 2 * PAIRS * (count + 1)
-        each = (self._left() - loaded) / rounds - aside
-        each = min(max(each, _LEAST_RUN), _MOST_RUN)
-        work = _fitting(self._base, rates, each)
-        self._pair = 2 * (aside + _seconds(work, rates))
+        aside = max(0.0, self._clock.monotonic() - begin - seconds_of(small, rates))
+        work = fitting(self._base, rates, self._each(count, loaded) - aside)
+        part.work = work
+        self._pair = 2 * (aside + seconds_of(work, rates))
         self._limit = _HUNG * self._pair / 2 + 4 * loaded + 5
-        return work
+        return rates, aside
 
-    def _try(self, candidate: Candidate, outcome: Outcome) -> Trial:
+    def _size_document(
+        self, part: Part, now: Sized, rates: Rates, aside: float, count: int
+    ) -> None:
+        """Take the longest document with which all candidates find time."""
+        part.work = with_document(now, rates, self._each(count, 0.0) - aside)
+        taken = aside + seconds_of(part.work, rates)
+        self._pair, self._limit = 2 * taken, _HUNG * taken + 5 + self._limit
+
+    def _each(self, count: int, loaded: float) -> float:
+        """Return seconds for each run of `count` candidates and the confirmation."""
+        return (self._left() - loaded) / (2 * PAIRS * (count + 1))
+
+    def _try(self, candidate: Candidate, part: Part) -> Trial:
+        document = 0 if part.work is None else part.work.document
+        if document and isinstance(candidate.value, int) and document <= candidate.value:
+            return Trial(candidate, f"time is too short for prompts of more than {document} tokens")
         # As much again is kept for the confirmation.
         if self._left() < 2 * PAIRS * self._pair:
             return Trial(candidate, NO_TIME)
-        changes = outcome.settings | {candidate.setting: candidate.value}
         what = f"{candidate.setting} {candidate.value}"
         try:
-            before, after = self._context(outcome.settings), self._context(changes)
-            comparison = self._compare(before, after, what, outcome.work)
+            before = self._context(part.settings)
+            after = self._context(part.settings | {candidate.setting: candidate.value})
+            if document and scheduler_limits(before) == scheduler_limits(after):
+                return Trial(candidate, "so it is already")
+            comparison = self._compare(before, after, what, part.work)
         except (ConfigError, TrialFailed) as error:
             told = error.message if isinstance(error, ConfigError) else str(error)
             found = told if told == NO_TIME else f"does not run: {told.splitlines()[0]}"
             return Trial(candidate, found)
         return Trial(candidate, _verdict(candidate, comparison), comparison)
 
-    def _confirm(self, outcome: Outcome) -> None:
-        """Measure the whole profile beside the defaults; keep the defaults unless it is better."""
+    def _confirm(self, part: Part) -> None:
+        """Measure all that was taken beside what was there before; keep that unless it is better."""
         try:
-            profile = self._context(outcome.settings)
-            outcome.confirmed = self._compare(
-                self._base, profile, "the profile beside the defaults", outcome.work
-            )
+            before, after = self._context({}), self._context(part.settings)
+            what = "the profile beside the defaults"
+            part.confirmed = self._compare(before, after, what, part.work)
         except (ConfigError, TrialFailed) as error:
-            outcome.verdict = f"the profile could not be confirmed ({error})"
+            part.verdict = f"the profile could not be confirmed ({error})"
         else:
-            if outcome.confirmed.better:
-                outcome.verdict = "confirmed"
+            if part.confirmed.better:
+                part.verdict = "confirmed"
                 return
-            outcome.verdict = "the profile was not better than the defaults when it was confirmed"
-        outcome.settings = {}
+            part.verdict = "the profile was not better than the defaults when it was confirmed"
+        part.settings = {}
 
     def _compare(self, before: Sized, after: Sized, what: str, work: Workload | None) -> Comparison:
+        if work is None:
+            raise AssertionError("measured before calibration")
         runs: tuple[list[Rates], list[Rates]] = ([], [])
         begin = self._clock.monotonic()
         for number in range(2 * PAIRS):
             self._watcher.doing(f"{what}: run {number + 1} of {2 * PAIRS}", self._left())
             one = (before, after)[number % 2]
-            workload = _same(work, one)
+            workload = replace(work, limits=scheduler_limits(one))
             if self._left() < self._pair / 4:
                 raise TrialFailed(NO_TIME)
             limit = min(self._limit, self._left() + self._pair)
@@ -188,8 +251,8 @@ class Session:
         return Comparison(*runs)
 
     def _context(self, changes: dict[str, Any]) -> Sized:
-        """Size the context anew. Raises `ConfigError` where it does not fit or its sizes change."""
-        (made,) = sized([with_changes(self._base.group, changes)], self._memory)
+        """Size the context anew, on top of what was confirmed. `ConfigError`: it does not fit, or its sizes change."""
+        (made,) = sized([with_changes(self._base.group, self._before | changes)], self._memory)
         now, was = made.sizes, self._base.sizes
         if (now.slots, now.n_ctx, now.kv_cells) != (was.slots, was.n_ctx, was.kv_cells):
             raise ConfigError(f"it leaves room for {now.slots} slots of {now.n_ctx} tokens only")
@@ -209,40 +272,3 @@ def _verdict(candidate: Candidate, comparison: Comparison) -> str:
     if split and comparison.gain < SPLIT_GAIN:
         return f"better by less than {SPLIT_GAIN:.0%}, and its slots copy prefixes instead of sharing them"
     return "taken"
-
-
-def _workload(one: Sized, depth: int, steps: int) -> Workload:
-    limits = scheduler_limits(one)
-    beside = min(limits.prefill_rows_decoding, UNMEASURED_ROWS)
-    return Workload(one.sizes.slots, depth, steps, limits.prefill_rows, beside)
-
-
-def _same(work: Workload | None, one: Sized) -> Workload:
-    """Return the same work in the chunks of another context."""
-    if work is None:
-        raise AssertionError("measured before calibration")
-    return _workload(one, work.depth, work.steps)
-
-
-def _fitting(one: Sized, rates: Rates, seconds: float) -> Workload:
-    """Return the largest work that takes about `seconds`: most of it for the prompts' depth."""
-    generating = 1 / rates.single + one.sizes.slots / rates.all
-    steps = int(seconds * 0.35 / generating)
-    steps = min(max(steps, _LEAST_STEPS), _MOST_STEPS)
-    works = [_workload(one, depth, steps) for depth in _DEPTHS]
-    fit = [work for work in works if _fits(work, one)]
-    short = fit[-1] if fit else _workload(one, min(64, one.sizes.n_ctx // 2), _LEAST_STEPS)
-    return next((work for work in fit if _seconds(work, rates) <= seconds), short)
-
-
-def _fits(work: Workload, one: Sized) -> bool:
-    sizes = one.sizes
-    return work.cells <= sizes.n_ctx and work.cells * work.streams <= sizes.kv_cells
-
-
-def _seconds(work: Workload, rates: Rates) -> float:
-    """Estimate what a run takes, from rates at a lesser depth."""
-    beside = work.depth / rates.beside if rates.beside else 0.0
-    prompts = max(1, work.streams - 1) * work.depth / rates.prefill
-    steps = work.steps + 1
-    return prompts + beside + steps / rates.single + steps * work.streams / rates.all

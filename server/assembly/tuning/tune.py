@@ -18,7 +18,7 @@ from server.assembly.tuning.profile import (
     profile_path,
     write_profile,
 )
-from server.assembly.tuning.session import Outcome, Session, Watcher
+from server.assembly.tuning.session import Outcome, Part, Session, Watcher
 from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import Memory
 from server.core.clock import Clock
@@ -84,20 +84,27 @@ def keep(subject: Subject, outcome: Outcome) -> bool:
 
 
 def _measured(outcome: Outcome) -> dict[str, Any]:
-    confirmed = outcome.confirmed
-    if confirmed is None or outcome.work is None:
-        raise AssertionError("only what was confirmed is written")
+    parts = {"context": outcome.context, "prompts": outcome.prompts}
     return {
         "on": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **{name: _figures(part) for name, part in parts.items() if part.settings},
+    }
+
+
+def _figures(part: Part) -> dict[str, Any]:
+    confirmed, work = part.confirmed, part.work
+    if confirmed is None or work is None:
+        raise AssertionError("only what was confirmed is written")
+    return {
         "gain": round(confirmed.gain, 3),
-        "streams": outcome.work.streams,
-        "depth": outcome.work.depth,
+        "streams": work.streams,
+        "depth": work.document or work.depth,
         "tokens_per_second": {
-            "defaults": [_rounded(asdict(rates)) for rates in confirmed.before],
+            "before": [_rounded(asdict(rates)) for rates in confirmed.before],
             "profile": [_rounded(asdict(rates)) for rates in confirmed.after],
         },
     }
 
 
-def _rounded(rates: dict[str, float | None]) -> dict[str, float | None]:
-    return {name: value and round(value, 1) for name, value in rates.items()}
+def _rounded(rates: dict[str, float | None]) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in rates.items() if value is not None}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.assembly.engine import llama_params
+from server.assembly.engine import llama_params, scheduler_limits
 from server.assembly.sizing import Sized, grouped, sized
 from server.assembly.tuning.applying import tuned
 from server.assembly.tuning.profile import (
@@ -57,6 +57,18 @@ def test_a_profile_is_served_with_and_said(path, tmp_path, caplog) -> None:
         f"m is served as tuned for this machine: engine.n_ubatch 256, model.extra_buffers false ({at})"
     ]
     assert applied.settings == {"engine.n_ubatch": 256, "model.extra_buffers": False}
+
+
+def test_rows_of_prompts_are_what_the_engine_keeps_to_unless_somebody_has_set_them(
+    path, tmp_path
+) -> None:
+    write(path, tmp_path, {"engine.max_prefill_rows": 128, "engine.max_prefill_rows_decoding": 64})
+    (one,), _ = tuned(contexts(path), MEMORY, tmp_path)
+    limits = scheduler_limits(one)
+    assert (limits.prefill_rows, limits.prefill_rows_decoding) == (128, 64)
+    (one,), _ = tuned(contexts(path, max_prefill_rows_decoding=256), MEMORY, tmp_path)
+    limits = scheduler_limits(one)
+    assert (limits.prefill_rows, limits.prefill_rows_decoding) == (128, 256)
 
 
 def test_what_the_configuration_sets_wins(path, tmp_path, caplog) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from server.assembly.tuning.child import Child
+from server.engine.limits import SchedulerLimits
 from server.engine.trial import TrialFailed, Workload
 from server.llama.params import LlamaParams
 from tests.models import ModelSpec, write_model
 
-WORK = Workload(streams=2, depth=32, steps=2, chunk=16, chunk_decoding=16)
+LIMITS = SchedulerLimits(slots=2, n_ctx=256, kv_cells=512, prefill_rows_decoding=16)
+WORK = Workload(streams=2, depth=32, steps=2, limits=LIMITS)
 PARAMS = LlamaParams(Path("m.gguf"))
 
 
@@ -31,8 +33,12 @@ def test_configurations_are_measured_one_after_the_other(tmp_path) -> None:
         with pytest.raises(TrialFailed, match="cannot load"):
             child.run(LlamaParams(tmp_path / "none.gguf", slots=2, n_ctx=256), WORK, 60)
         again = child.run(LlamaParams(path, slots=2, n_ctx=256), WORK, 60)
-    assert min(first.prefill, first.single, first.all, first.beside or 0) > 0
-    assert min(other.all, plain.all, again.all) > 0
+        document = replace(WORK, depth=16, steps=0, document=64)
+        prompts = child.run(LlamaParams(path, slots=2, n_ctx=256), document, 60)
+    assert min(first.prefill, first.single or 0, first.all or 0, first.beside or 0) > 0
+    assert min(other.all or 0, plain.all or 0, again.all or 0) > 0
+    assert min(prompts.prefill, prompts.beside or 0, prompts.slowest or 0) > 0
+    assert prompts.all is None
 
 
 def test_what_aborts_has_lost_and_the_next_one_gets_a_process_of_its_own(tmp_path) -> None:

@@ -11,6 +11,7 @@ from server.assembly.sizing import Sized, grouped, sized
 from server.assembly.tuning.session import Outcome, Session, Trial
 from server.assembly.wanted import wanted
 from server.catalog.plan import Memory
+from server.engine.limits import SchedulerLimits
 from server.engine.trial import Rates, TrialFailed, Workload
 from server.llama.params import LlamaParams
 from server.settings import Settings
@@ -35,7 +36,12 @@ class Bench:
         self.works.append(work)
         self.clock.now += self.seconds
         rate = self.model(params)
+        if work.document:
+            return self.prompts(work)
         return Rates(10 * rate, 10 * rate, rate, rate)
+
+    def prompts(self, work: Workload) -> Rates:
+        return Rates(100.0, 100.0, slowest=1.0)
 
 
 class Watcher:
@@ -77,13 +83,14 @@ def test_what_is_better_is_taken_beside_the_best_so_far_and_confirmed_beside_the
     )
     outcome = tune(base, bench)
     assert outcome.settings == {"engine.n_ubatch": 256, "model.extra_buffers": False}
-    assert outcome.verdict == "confirmed"
-    assert outcome.confirmed is not None
-    assert outcome.confirmed.gain == pytest.approx(0.2)
+    assert outcome.context.verdict == "confirmed"
+    assert outcome.context.confirmed is not None
+    assert outcome.context.confirmed.gain == pytest.approx(0.2)
     # Calibration, then A B A B each time; what has been taken is what the next one is held against.
     first = [params.n_ubatch for params in bench.asked[2:6]]
     second = [params.n_ubatch for params in bench.asked[6:10]]
-    last = [(params.n_ubatch, params.extra_buffers) for params in bench.asked[-4:]]
+    of_contexts = [p for p, work in zip(bench.asked, bench.works, strict=True) if not work.document]
+    last = [(params.n_ubatch, params.extra_buffers) for params in of_contexts[-4:]]
     assert first == [512, 256, 512, 256]
     assert second == [256, 1024, 256, 1024]
     assert last == [(512, True), (256, False), (512, True), (256, False)]
@@ -93,8 +100,8 @@ def test_a_difference_within_the_noise_keeps_the_defaults(path):
     rates = iter([100, 100, *([100, 104, 103, 104] * 20)])
     outcome = tune(context(path), Bench(FakeClock(), lambda _params: next(rates)))
     assert outcome.settings == {}
-    assert {trial.verdict for trial in outcome.trials} == {"not better beyond the noise"}
-    assert outcome.verdict == "nothing was better than the defaults"
+    assert {trial.verdict for trial in outcome.context.trials} == {"not better beyond the noise"}
+    assert outcome.context.verdict == "nothing was better than the defaults"
 
 
 def test_a_profile_that_is_not_better_again_is_dropped(path):
@@ -102,7 +109,10 @@ def test_a_profile_that_is_not_better_again_is_dropped(path):
     outcome = tune(context(path), bench)
     assert verdicts(outcome)["engine.n_ubatch", 256] == "taken"
     assert outcome.settings == {}
-    assert outcome.verdict == "the profile was not better than the defaults when it was confirmed"
+    assert (
+        outcome.context.verdict
+        == "the profile was not better than the defaults when it was confirmed"
+    )
 
 
 def test_a_candidate_that_does_not_run_has_lost_and_the_others_are_tried(path):
@@ -127,7 +137,7 @@ def test_without_the_defaults_there_is_nothing_to_compare_with(path):
 def test_what_is_set_is_left_alone(path):
     bench = Bench(FakeClock(), lambda _params: 100.0)
     outcome = tune(context(path, n_ubatch=64, kv_layout="unified"), bench)
-    settings = {trial.candidate.setting for trial in outcome.trials}
+    settings = {trial.candidate.setting for trial in outcome.context.trials}
     assert settings == {"model.extra_buffers", "engine.flash_attention"} | (
         settings & {"engine.threads", "engine.threads_batch"}
     )
@@ -173,8 +183,8 @@ def test_time_is_kept_for_the_confirmation_and_never_exceeded_by_much(path):
     clock = FakeClock()
     bench = Bench(clock, lambda p: 100 + 10 * (p.n_ubatch == 256), seconds=10.0)
     begin = clock.now
-    outcome = tune(context(path), bench, seconds=130)
-    assert clock.now - begin <= 130
+    outcome = tune(context(path), bench, seconds=200)
+    assert clock.now - begin <= 200
     assert outcome.settings == {"engine.n_ubatch": 256}
     assert "no time was left" in verdicts(outcome).values()
 
@@ -191,3 +201,112 @@ def test_a_machine_that_becomes_slow_does_not_make_it_longer(path):
     outcome = tune(context(path), bench, seconds=100)
     assert clock.now - begin < 100 + 41
     assert outcome.settings == {}
+
+
+class Prompts(Bench):
+    """Nothing is better for a context; prompts take what `figures` says for alone and beside streams."""
+
+    def __init__(self, figures: Callable[[SchedulerLimits], Rates], seconds: float = 1.0) -> None:
+        super().__init__(FakeClock(), lambda _params: 100.0, seconds)
+        self.figures = figures
+
+    def prompts(self, work: Workload) -> Rates:
+        return self.figures(work.limits)
+
+
+def test_rows_of_prompts_are_taken_where_they_are_quicker(path):
+    bench = Prompts(
+        lambda limits: Rates(
+            110 if limits.prefill_rows == 128 else 100,
+            110 if (limits.prefill_rows, limits.prefill_rows_decoding) == (128, 64) else 100,
+            slowest=1.0,
+        )
+    )
+    outcome = tune(context(path), bench)
+    assert outcome.settings == {
+        "engine.max_prefill_rows": 128,
+        "engine.max_prefill_rows_decoding": 64,
+    }
+    assert outcome.prompts.verdict == "confirmed"
+    assert outcome.context.settings == {}
+    told = [
+        (t.candidate.setting.removeprefix("engine."), t.candidate.value) for t in outcome.trials
+    ]
+    assert told[-5:] == [
+        ("max_prefill_rows", 64),
+        ("max_prefill_rows", 128),
+        ("max_prefill_rows", 256),
+        ("max_prefill_rows_decoding", 64),
+        ("max_prefill_rows_decoding", 128),
+    ]
+    # All with one document, longer than what is tried, and streams beside it.
+    document = {work.document for work in bench.works if work.document}
+    assert document == {256}
+    assert verdicts(outcome)["engine.max_prefill_rows", 256] == (
+        "time is too short for prompts of more than 256 tokens"
+    )
+
+
+def test_rows_that_make_streams_wait_longer_are_not_taken_however_quick(path):
+    bench = Prompts(
+        lambda limits: Rates(
+            150 if limits.prefill_rows == 64 else 100,
+            150 if limits.prefill_rows == 64 else 100,
+            slowest=0.94 if limits.prefill_rows == 64 else 1.0,
+        )
+    )
+    outcome = tune(context(path), bench)
+    assert verdicts(outcome)["engine.max_prefill_rows", 64] == "costs slowest"
+    assert outcome.settings == {}
+
+
+def test_shorter_gaps_alone_are_no_reason(path):
+    def figures(limits: SchedulerLimits) -> Rates:
+        less = limits.prefill_rows_decoding == 64
+        return Rates(100, 101 if less else 100, slowest=4.0 if less else 1.0)
+
+    outcome = tune(context(path), Prompts(figures))
+    assert (
+        verdicts(outcome)["engine.max_prefill_rows_decoding", 64] == "not better beyond the noise"
+    )
+    assert outcome.settings == {}
+
+
+def test_rows_of_prompts_are_measured_and_confirmed_on_top_of_what_was(path):
+    class Both(Prompts):
+        def run(self, params: LlamaParams, work: Workload, limit: float) -> Rates:
+            self.model = lambda p: 100 + 10 * (p.n_ubatch == 256)
+            return super().run(params, work, limit)
+
+    bench = Both(lambda limits: Rates(100 + limits.prefill_rows, 100, slowest=1.0))
+    outcome = tune(context(path), bench)
+    assert outcome.settings == {"engine.n_ubatch": 256}
+    beside = [p for p, work in zip(bench.asked, bench.works, strict=True) if work.document]
+    assert {params.n_ubatch for params in beside} == {256}
+    assert {work.limits.prefill_rows for work in bench.works if work.document} == {32, 64, 128, 256}
+
+
+def test_rows_that_are_not_better_again_are_dropped_alone(path):
+    class Once(Prompts):
+        def run(self, params: LlamaParams, work: Workload, limit: float) -> Rates:
+            self.model = lambda p: 100 + 10 * (p.n_ubatch == 256)
+            return super().run(params, work, limit)
+
+    taken: list[int] = []
+
+    def figures(limits: SchedulerLimits) -> Rates:
+        taken.append(limits.prefill_rows)
+        return Rates(110 if limits.prefill_rows == 64 and len(taken) < 10 else 100, 100, slowest=1)
+
+    outcome = tune(context(path), Once(figures))
+    assert outcome.settings == {"engine.n_ubatch": 256}
+    assert outcome.prompts.verdict == (
+        "the profile was not better than the defaults when it was confirmed"
+    )
+
+
+def test_rows_that_somebody_has_set_are_left_alone(path):
+    bench = Prompts(lambda _limits: Rates(100, 100, slowest=1.0))
+    outcome = tune(context(path, max_prefill_rows=128, max_prefill_rows_decoding=64), bench)
+    assert outcome.prompts.trials == []
+    assert not any(work.document for work in bench.works)
