@@ -1,5 +1,7 @@
 """Durations, sizes, derived values, and which settings go together."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,6 +227,22 @@ def test_the_data_directory_has_a_variable_and_a_home(monkeypatch, tmp_path) -> 
     assert load(environ={}).settings.data_dir == tmp_path / ".local/share/onegpu"
     environ = {"ONEGPU_DATA_DIR": "~/keys"}
     assert load(environ=environ).settings.data_dir == tmp_path / "keys"
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ("speculation: off", "engine.speculation: off"),
+        ("deterministic: true", "engine.deterministic: true"),
+    ],
+)
+def test_a_draft_model_is_refused_where_nothing_is_drafted(tmp_path, engine, told) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"model: {{draft: small.gguf}}\nengine: {{{engine}}}\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=told):
+        load(config, environ={})
+    config.write_text("model: {draft: small.gguf}", encoding="utf-8")
+    assert load(config, environ={}).settings.model.draft == Path("small.gguf")
 
 
 def test_drafts_need_graphs_of_several_rows():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from server.assembly.drafting import draft_params
 from server.assembly.sizing import Sized
 from server.catalog.gguf import check_parts
-from server.catalog.plan import Plan, compare, describe, read_shape
+from server.catalog.plan import Allocated, Plan, compare, describe, read_shape
 from server.core.clock import Clock
 from server.core.errors import ConfigError, ModelFileError, OnegpuError
 from server.engine.host_memory import HostBudget
@@ -61,6 +62,7 @@ def llama_params(sized: Sized) -> LlamaParams:
         threads=engine.effective_threads,
         threads_batch=engine.effective_threads_batch,
         warmup=engine.warmup,
+        draft=draft_params(sized.group, sized.plan),
     )
 
 
@@ -138,32 +140,42 @@ def _loader(
         except OnegpuError:
             backend.shutdown()
             raise
-        _report(backend, sized.plan)
+        _report(backend.info.path, getattr(backend, "allocated", None), sized.plan)
+        if sized.plan.draft is not None:
+            drafted = getattr(backend, "draft_allocated", None)
+            _report(str(sized.group.model.draft), drafted, sized.plan.draft)
         return backend
 
     return load
 
 
 def _check_planned(sized: Sized) -> None:
-    """Raise `ModelFileError` if the file is unsound, or not the one that memory was planned for.
+    """Raise `ModelFileError` if a file is unsound, or not the one that memory was planned for.
 
     A model is loaded again and again while the server runs; meanwhile its file may be replaced.
     """
-    path = sized.group.model.path
-    now, planned = read_shape(check_parts(path)), sized.shape
-    if (now.layers, now.weights, now.n_vocab) == (planned.layers, planned.weights, planned.n_vocab):
-        return
-    raise ModelFileError(
-        f"{path} was replaced by a model of another shape since the server started, so what it "
-        "takes was not planned for. Restart the server."
-    )
+    for path, planned in (
+        (sized.group.model.path, sized.shape),
+        (sized.group.model.draft, sized.draft),
+    ):
+        if path is None or planned is None:
+            continue
+        now = read_shape(check_parts(path))
+        if (now.layers, now.weights, now.n_vocab) != (
+            planned.layers,
+            planned.weights,
+            planned.n_vocab,
+        ):
+            raise ModelFileError(
+                f"{path} was replaced by a model of another shape since the server started, so what it "
+                "takes was not planned for. Restart the server."
+            )
 
 
-def _report(backend: Backend, plan: Plan) -> None:
+def _report(path: str, allocated: Allocated | None, plan: Plan) -> None:
     """Log what llama.cpp allocated beside what was planned."""
-    allocated = getattr(backend, "allocated", None)
     if allocated is None:
         return
     differences = compare(plan, allocated)
     level = logging.WARNING if any(one.over for one in differences) else logging.INFO
-    log.log(level, "%s: %s", backend.info.path, describe(differences))
+    log.log(level, "%s: %s", path, describe(differences))

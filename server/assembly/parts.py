@@ -12,13 +12,15 @@ from server.api.parts import Parts as ApiParts
 from server.api.report import Reporter
 from server.assembly.admission import answer_limits, api_limits, line_limits, service_limits
 from server.assembly.agents import agent_of
+from server.assembly.drafting import warn_of_draft
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
 from server.assembly.gpu_guard import build_guard
+from server.assembly.grouping import grouped
 from server.assembly.keys import access_rules
 from server.assembly.machine import host_cache, machine_memory, refuse_cpu_build
 from server.assembly.pulse import crash_record
 from server.assembly.routes import prepare_routes
-from server.assembly.sizing import Sized, budget_of, grouped, sized
+from server.assembly.sizing import Sized, budget_of, sized
 from server.assembly.tuning.applying import tuned
 from server.assembly.wanted import Fetch, wanted
 from server.catalog.plan import gib
@@ -84,6 +86,8 @@ def build(settings: Settings, clock: Clock, fetch: Fetch, page: Page | None = No
     on_gpu = any(one.model.n_gpu_layers != 0 for one in names)
     memory = machine_memory(settings, gpu_wanted=on_gpu, page=page)
     contexts, _ = tuned(sized(grouped(names, memory), memory), memory, settings.tuned_dir)
+    for one in contexts:
+        warn_of_draft(one.group, one.shape, one.draft, one.plan)
     planned = sum(one.footprint.cpu for one in contexts)
     prefixes = HostBudget(host_cache(settings, memory, planned))
     arena = make_arena(prefixes.limit)
@@ -215,7 +219,7 @@ def _check_preload(hosts: Sequence[Host], budget: Budget) -> None:
 def _notes(contexts: Sequence[Sized]) -> tuple[str, ...]:
     return tuple(
         f"Planned for {one.group.name}: {one.reason}.\n"
-        f"  As flags: {one.plan.command(str(one.group.model.path))}"
+        f"  As flags: {one.plan.command(str(one.group.model.path), one.group.model.draft)}"
         for one in contexts
         if one.reason
     )

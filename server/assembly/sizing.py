@@ -1,16 +1,18 @@
-"""From wished names to contexts: who shares weights, and how large each context is to be."""
+"""How large each context is to be."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from server.assembly.wanted import Wanted, naming
+from server.assembly.drafting import checked_draft
+from server.assembly.grouping import Group
+from server.assembly.wanted import naming
 from server.catalog.gguf import check_parts
 from server.catalog.plan import (
     Choice,
+    DraftWish,
     Memory,
     ModelShape,
     Plan,
@@ -25,10 +27,8 @@ from server.catalog.plan import (
 from server.core.errors import ConfigError
 from server.gateway.memory import Budget, Footprint
 from server.llama.adapter import adapter_bytes, adapter_compute_bytes, check_adapter
-from server.settings import EngineSettings, ModelSettings
+from server.settings import ModelSettings
 from server.settings.values import KvType
-
-log = logging.getLogger(__name__)
 
 _MIB = 2**20
 _MOST_SHOWN = 5
@@ -53,37 +53,6 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Names that share one set of weights and one context."""
-
-    members: tuple[Wanted, ...]
-
-    @property
-    def name(self) -> str:
-        """The first name."""
-        return self.members[0].name
-
-    @property
-    def model(self) -> ModelSettings:
-        """The weights; equal for all members."""
-        return self.members[0].model
-
-    @property
-    def engine(self) -> EngineSettings:
-        """The context, with the longest `n_ctx` that a member has."""
-        engines = [member.engine for member in self.members]
-        numbers = [engine.n_ctx for engine in engines if engine.n_ctx != "auto"]
-        longest = max(numbers, default=None)
-        return next((one for one in engines if one.n_ctx == longest), engines[0])
-
-    @property
-    def keep_alive(self) -> float | None:
-        """The longest that a member has; None: for ever."""
-        times = [member.keep_alive for member in self.members]
-        return None if None in times else max(time for time in times if time is not None)
-
-
-@dataclass(frozen=True, slots=True)
 class Sized:
     """A group with its sizes settled, and what they take."""
 
@@ -94,23 +63,8 @@ class Sized:
     reason: str
     """Why the planner chose so; empty where nothing was left to it."""
     footprint: Footprint
-
-
-def grouped(wanted: Sequence[Wanted], memory: Memory) -> list[Group]:
-    """Put together what can share weights and slots: same files, same sizes but for `n_ctx`.
-
-    On a card, `all`, any number that counts all layers, and `auto` beside them are the same wish; so is
-    `auto` for the experts beside none in system memory.
-    """
-    named = [_with_layers(one) if memory.has_gpu else one for one in wanted]
-    named = _filled(named, memory, "n_gpu_layers", "all")
-    named = _filled(named, memory, "n_cpu_moe", 0)
-    groups: dict[object, list[Wanted]] = {}
-    for one in named:
-        groups.setdefault(_key(one, memory), []).append(one)
-    made = [Group(tuple(members)) for members in groups.values()]
-    _warn_of_copies(made)
-    return made
+    draft: ModelShape | None = None
+    """Of the draft model."""
 
 
 def sized(groups: Sequence[Group], memory: Memory) -> list[Sized]:
@@ -121,10 +75,10 @@ def sized(groups: Sequence[Group], memory: Memory) -> list[Sized]:
     found: dict[str, Sized] = {}
     left = memory
     for group in sorted(groups, key=_has_auto):
-        shape = _checked_shape(group)
+        shape, draft = _checked_shapes(group)
         with naming(group.name):
             here, beside = _repacking(memory, group), _repacking(left, group)
-            found[group.name] = one = _size(group, shape, here, beside)
+            found[group.name] = one = _size(group, shape, draft, here, beside)
         left = _less(left, one.footprint)
     return [found[group.name] for group in groups]
 
@@ -136,66 +90,17 @@ def budget_of(memory: Memory) -> Budget:
     return Budget(gpu=max(0, memory.gpu_limit - memory.cuda_context), cpu=memory.cpu_available)
 
 
-def _with_layers(one: Wanted) -> Wanted:
-    """Return `one` with a number that counts all layers of the model written as `all`."""
-    asked = one.model.n_gpu_layers
-    if not isinstance(asked, int) or asked == 0:
-        return one
-    with naming(one.name):
-        shape = read_shape(check_parts(one.model.path))
-    return _with_model(one, {"n_gpu_layers": "all"}) if asked > shape.n_layer else one
-
-
-def _filled(named: Sequence[Wanted], memory: Memory, setting: str, best: object) -> list[Wanted]:
-    """Write `auto` as `best`, what it tries first, beside one that names that for the same context.
-
-    The one that names it must fit, or nothing starts; so `auto` would choose the same, with weights of
-    its own. Another number stays apart: one agent's few layers must not slow down all who leave it open.
-    """
-    there = {_key(one, memory) for one in named if getattr(one.model, setting) == best}
-    filled = []
-    for one in named:
-        joined = _with_model(one, {setting: best})
-        is_open = getattr(one.model, setting) == "auto"
-        filled.append(joined if is_open and _key(joined, memory) in there else one)
-    return filled
-
-
-def _with_model(one: Wanted, changes: Mapping[str, object]) -> Wanted:
-    return replace(one, model=one.model.model_copy(update=changes))
-
-
-def _key(one: Wanted, memory: Memory) -> object:
-    agents_own = {"name", "keep_alive", "chat_template", "path"}
-    layers = set() if memory.has_gpu else {"n_gpu_layers", "n_cpu_moe"}
-    model = one.model.model_dump(exclude=agents_own | layers)
-    engine = one.engine.model_dump(exclude={"n_ctx", "default_max_tokens", "stall_after"})
-    return repr((one.model.path.resolve(), model, engine))
-
-
-def _warn_of_copies(groups: Sequence[Group]) -> None:
-    first: dict[object, Group] = {}
-    for group in groups:
-        weights = (group.model.path.resolve(), group.model.adapter)
-        other = first.setdefault(weights, group)
-        if other is not group:
-            log.warning(
-                "%s and %s load the same weights twice: they share them only with equal slots, "
-                "kv_cells, kv_type, n_gpu_layers and n_cpu_moe",
-                other.name,
-                group.name,
-            )
-
-
 def _has_auto(group: Group) -> bool:
     engine = group.engine
     return "auto" in (engine.slots, engine.n_ctx, engine.kv_cells, engine.kv_type)
 
 
-def _checked_shape(group: Group) -> ModelShape:
-    """Read the shape, and hold each member's own wishes against it, before anything is proposed."""
+def _checked_shapes(group: Group) -> tuple[ModelShape, ModelShape | None]:
+    """Read the shapes of model and draft model, and hold each member's own wishes against the model's."""
     with naming(group.name):
-        shape = read_shape(check_parts(group.model.path))
+        parts = check_parts(group.model.path)
+        shape = read_shape(parts)
+        draft = checked_draft(group, parts[0], shape)
         if group.model.adapter is not None:
             check_adapter(group.model.adapter, group.model.path)
     for member in group.members:
@@ -204,7 +109,7 @@ def _checked_shape(group: Group) -> ModelShape:
             if engine.n_ctx != "auto" and "n_ctx" in engine.model_fields_set:
                 check_context(shape, engine.n_ctx, _rope(member.model))
             check_experts(shape, moe)
-    return shape
+    return shape, draft
 
 
 def _repacking(memory: Memory, group: Group) -> Memory:
@@ -212,8 +117,10 @@ def _repacking(memory: Memory, group: Group) -> Memory:
     return memory if group.model.extra_buffers else replace(memory, repacked=frozenset())
 
 
-def _size(group: Group, shape: ModelShape, memory: Memory, left: Memory) -> Sized:
-    wishes = _wishes(group, shape)
+def _size(
+    group: Group, shape: ModelShape, draft: ModelShape | None, memory: Memory, left: Memory
+) -> Sized:
+    wishes = _wishes(group, shape, draft)
     # Without a card, sizes that are given stay as they are, and flash attention may make room beside the others.
     gives_way = _has_auto(group) or not memory.has_gpu
     choice = choose(shape, wishes, left) if gives_way else Choice(None)
@@ -247,10 +154,10 @@ def _size(group: Group, shape: ModelShape, memory: Memory, left: Memory) -> Size
             f"together they need {gib(footprint.gpu)} of GPU and {gib(footprint.cpu)} of system "
             "memory. Lower slots, n_ctx or n_gpu_layers, or take a smaller kv_type."
         )
-    return Sized(group, shape, sizes, best, told, footprint)
+    return Sized(group, shape, sizes, best, told, footprint, draft)
 
 
-def _wishes(group: Group, shape: ModelShape) -> Wishes:
+def _wishes(group: Group, shape: ModelShape, draft: ModelShape | None) -> Wishes:
     model, engine = group.model, group.engine
     n_ctx, cells = engine.n_ctx, engine.kv_cells
     if "n_ctx" not in engine.model_fields_set and n_ctx != "auto":
@@ -270,6 +177,7 @@ def _wishes(group: Group, shape: ModelShape) -> Wishes:
         flash_attention=engine.flash_attention,
         mmap=model.mmap,
         mlock=model.mlock,
+        draft=None if draft is None else DraftWish(draft),
     )
 
 
@@ -298,12 +206,11 @@ def _less(memory: Memory, footprint: Footprint) -> Memory:
 
 
 def _refusal(group: Group, choice: Choice) -> str:
+    path, draft = str(group.model.path), group.model.draft
     lines = [f"does not fit: {choice.reason}."]
     if choice.alternatives:
         lines.append("What fits:")
-        lines += [
-            f"  {plan.command(str(group.model.path))}" for plan in choice.alternatives[:_MOST_SHOWN]
-        ]
+        lines += [f"  {plan.command(path, draft)}" for plan in choice.alternatives[:_MOST_SHOWN]]
     else:
         lines.append("Choose a smaller model or quantization.")
     return "\n".join(lines)

@@ -72,9 +72,12 @@ class _Reader:
         folder = settings.modelfiles
         self._known: Mapping[str, Path] = {} if folder is None else find_modelfiles(folder)
         self._standby = dict.fromkeys(standby_names(settings)).keys()
+        self._first: ModelSettings | None = None
+        """The primary model."""
 
     def read(self) -> list[Wanted]:
         found = [self._primary()]
+        self._first = found[0].model
         for name, entry in self._settings.models.items():
             with naming(f"models.{name}"):
                 found.append(self._entry(name, entry))
@@ -102,7 +105,7 @@ class _Reader:
         said = {} if modelfile is None else _said(modelfile)
         # Whoever starts the server decides over the Modelfile that is started.
         over_model = {key: value for key, value in said.items() if key not in written}
-        for key in {"adapter", "adapter_scale"} & written:
+        for key in {"adapter", "adapter_scale", "draft"} & written:
             over_model[key] = getattr(settings.model, key)
         over_engine = {key: value for key, value in said.items() if key not in chosen}
         template = _chat_template(settings)
@@ -154,13 +157,28 @@ class _Reader:
         weights = text if modelfile is None else modelfile.base
         if parse_address(weights) is not None:
             raise not_on_the_hub(weights)
+        path = self._fetch(weights)
         changes = {
-            "path": self._fetch(weights),
+            "path": path,
+            "draft": self._draft(modelfile, said, path),
             "adapter": adapter,
             "adapter_scale": scale,
             **{key: said[key] for key in _OF_WEIGHTS if key in said},
         }
         return base.model_copy(update=changes)
+
+    def _draft(
+        self, modelfile: Modelfile | None, said: Mapping[str, Any], weights: Path
+    ) -> Path | None:
+        """Find the draft model: what the settings say, else the Modelfile, else the primary's of the same weights."""
+        first = self._first
+        if "draft" in said:
+            with naming("draft"):
+                return None if said["draft"] is None else self._fetch(str(said["draft"]))
+        if modelfile is not None and modelfile.draft is not None:
+            with naming(f"{modelfile.draft_place}: DRAFT"):
+                return self._fetch(modelfile.draft)
+        return first.draft if first and first.path.resolve() == weights.resolve() else None
 
     def _adapter(self, text: str, place: str) -> Path:
         """Find a Modelfile's adapter, and name the line that asks for it when there is none."""

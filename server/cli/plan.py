@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from server.catalog.gguf import GgufHeader
     from server.catalog.hub import Hub
-    from server.catalog.plan import Choice, Memory, ModelShape, Wishes
+    from server.catalog.plan import Choice, DraftWish, Memory, ModelShape, Wishes
     from server.catalog.references import ModelRef
     from server.cli.parsing import Commands
     from server.settings import Settings
@@ -33,6 +33,7 @@ examples:
   onegpu plan models/demo.gguf                     for this machine
   onegpu plan qwen3:32b-q4_k_m --vram 24GiB        a file on the hub, for such a card
   onegpu plan hf:owner/repo:Q4_K_M --slots 4 --n-ctx 8192
+  onegpu plan qwen3:32b --draft qwen3:0.6b         with a draft model
   onegpu plan m.gguf --n-gpu-layers all --json     numbers in bytes, for programs
 
 Exit status: 0 it fits, 1 nothing does, 2 wrong usage."""
@@ -80,6 +81,9 @@ def _add_fixed(parser: argparse.ArgumentParser) -> None:
         default=_AUTO,
         help="auto: off in a CPU's split layout",
     )
+    parser.add_argument(
+        "--draft", metavar="MODEL", help="a small model of this family, which foresees tokens"
+    )
     parser.add_argument("--vram", metavar="SIZE", help="plan for such a card, 24GiB [this one]")
     parser.add_argument("--ram", metavar="SIZE", help="plan for so much system memory [this one]")
     parser.add_argument("--cpu", action="store_true", help="plan without the GPU")
@@ -89,6 +93,7 @@ def _add_fixed(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan. Raises ConfigError, ModelFileError or HubError."""
+    from server.catalog.drafts import draft_warnings
     from server.catalog.plan import (
         RopeWish,
         check_context,
@@ -104,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
     memory = _memory(options, settings)
     headers, name = _headers(options.model, settings, memory, wishes)
     shape = read_shape(headers)
+    if options.draft is not None:
+        wishes = replace(wishes, draft=_draft(options, settings, memory, headers[0], shape))
     check_experts(shape, wishes.n_cpu_moe)
     if isinstance(wishes.n_ctx, int):
         rope = settings.model.rope_scaling
@@ -114,7 +121,10 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(_document(shape, wishes, memory, choice, name), indent=1))
     else:
         print(render(shape, wishes, memory, choice, every_layer=options.all_layers))
-        print(verdict(name, choice), end="")
+        print(verdict(name, choice, options.draft), end="")
+    if wishes.draft is not None and choice.best is not None:
+        for text in draft_warnings(shape, wishes.draft.shape, choice.best.n_ctx):
+            print(f"Warning: {text}.", file=sys.stderr)
     return 0 if choice.best is not None else _FAILURE
 
 
@@ -138,6 +148,27 @@ def _wishes(options: argparse.Namespace, draft_rows: int) -> Wishes:
         kv_layout=options.kv_layout,
         flash_attention=options.flash_attention,
     )
+
+
+def _draft(
+    options: argparse.Namespace,
+    settings: Settings,
+    memory: Memory,
+    main: GgufHeader,
+    shape: ModelShape,
+) -> DraftWish:
+    """Read the draft model's header. Raises `ConfigError` where it cannot draft for the model."""
+    from server.catalog.drafts import check_draft
+    from server.catalog.plan import DraftWish, Wishes, read_shape
+    from server.settings.relations import draft_conflict
+
+    rows = min(_number(options.n_ubatch, "--n-ubatch"), settings.engine.effective_n_ubatch)
+    if conflict := draft_conflict(settings.engine.model_copy(update={"n_ubatch": rows})):
+        raise ConfigError(f"--draft {conflict.message}.")
+    headers, _ = _headers(options.draft, settings, memory, Wishes())
+    draft = read_shape(headers)
+    check_draft(main, headers[0], (shape, draft))
+    return DraftWish(draft)
 
 
 def _number(text: str, flag: str) -> Any:

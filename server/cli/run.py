@@ -35,6 +35,7 @@ _SERVE_FLAGS = {
     "--n-ctx": ("TOKENS", "most tokens of the whole chat"),
     "--n-gpu-layers": ("N", "layers on the GPU: a number, all, or auto"),
     "--kv-type": ("TYPE", "f16, q8_0, q4_0"),
+    "--draft": ("MODEL", "a small model of this family, which foresees tokens"),
     "--config": ("FILE", "a YAML file with settings"),
 }
 

@@ -36,6 +36,7 @@ examples:
   onegpu serve Qwen3-32B-Q4_K_M.gguf --n-ctx 8192  4 × 8192 = 32768 cells
   onegpu serve m.gguf --slots 16 --kv-cells 32768  16 slots share the cells of 4 × 8192
   onegpu serve m.gguf --kv-type q8_0               a KV cache of about half the size
+  onegpu serve qwen3:32b --draft qwen3:0.6b        faster where the small one foresees the large one
   onegpu serve --config onegpu.yaml --port 8080    the file, with another port
 
 Ctrl-C or SIGTERM stops it: running requests are finished first; a second signal ends at once.
@@ -47,6 +48,7 @@ _GROUPS = {
         ("--n-gpu-layers", "N", "model.n_gpu_layers", "layers on the GPU: a number, all, or auto"),
         ("--n-cpu-moe", "N", "model.n_cpu_moe", "layers whose experts stay in RAM, or auto"),
         ("--adapter", "FILE", "model.adapter", "a LoRA adapter's GGUF, made for this model"),
+        ("--draft", "MODEL", "model.draft", "a small model of this family, which foresees tokens"),
     ),
     "slots and KV cache": (
         ("--slots", "N", "engine.slots", "requests that run at once, 1 to 256, or auto"),
@@ -80,6 +82,7 @@ _DEFAULTS = {
     "model.n_gpu_layers": "auto",
     "model.n_cpu_moe": "0",
     "model.adapter": "none",
+    "model.draft": "none",
     "engine.slots": "4",
     "engine.n_ctx": "4096",
     "engine.kv_cells": "slots × n_ctx",
@@ -134,8 +137,9 @@ def run(options: argparse.Namespace) -> int:
         return load(options.config, flags=_overrides(options)).settings
 
     settings = settings_of(read, inherited)
-    if _is_path(settings.model.path):
-        _check_model_file(settings.model.path)
+    for path in (settings.model.path, settings.model.draft):
+        if path is not None and _is_path(path):
+            _check_model_file(path)
     if inherited is None and settings.server.supervised:
         return supervise(settings)
 

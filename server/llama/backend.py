@@ -77,6 +77,11 @@ class LlamaBackend:
         return self._loaded.allocated
 
     @property
+    def draft_allocated(self) -> Allocated | None:
+        """The same of the draft model; None without one."""
+        return None if self._draft is None else self._draft.allocated
+
+    @property
     def tokenizer(self) -> LlamaVocab:
         """Its vocabulary."""
         return self._vocab

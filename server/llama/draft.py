@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
+from server.catalog.plan import Allocated
 from server.core.errors import ConfigError
 from server.engine.interface import DraftInfo
 from server.engine.plan import DecodeCode, Foreseen, Rows
@@ -67,6 +68,11 @@ class DraftModel:
     def info(self) -> DraftInfo:
         """Facts about it."""
         return DraftInfo(n_vocab=self._n_vocab, rows=self._batch.n_rows)
+
+    @property
+    def allocated(self) -> Allocated:
+        """What llama.cpp reported to have allocated."""
+        return self._loaded.allocated
 
     def cells(self, slot: int) -> int:
         """Cells that `slot` holds by this object's own count."""

@@ -36,6 +36,9 @@ class ServedModelSettings(Section):
     kv_type: AutoKvType | None = Field(None, description="as engine.kv_type")
     n_gpu_layers: GpuLayers | None = Field(None, description="as model.n_gpu_layers")
     n_cpu_moe: CpuExperts | None = Field(None, description="as model.n_cpu_moe")
+    draft: FilePath | None = Field(
+        None, description="as model.draft; null: that of `model`, where the weights are the same"
+    )
     pin: bool | None = Field(
         None, description="keep its agent's own prompt ready; null: what its Modelfile says, or no"
     )

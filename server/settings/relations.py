@@ -61,6 +61,22 @@ def guard_conflicts(guard: GpuGuardSettings, reserve: int) -> Iterator[Conflict]
         )
 
 
+def draft_conflict(engine: EngineSettings) -> Conflict | None:
+    """Return what keeps a draft model from being of any use."""
+    for name, value, drafts in (
+        ("deterministic", "true", not engine.deterministic),
+        ("speculation", "off", engine.speculation != "off"),
+        ("n_ubatch", "1", engine.n_ubatch > 1),
+    ):
+        if not drafts:
+            return Conflict(
+                ("model.draft", f"engine.{name}"),
+                f"must be left out with engine.{name}: {value}, for nothing is drafted then; or leave out "
+                f"engine.{name}",
+            )
+    return None
+
+
 def _cache_conflicts(engine: EngineSettings) -> Iterator[Conflict]:
     slots, n_ctx, cells = engine.slots, engine.n_ctx, engine.effective_kv_cells
     if slots == "auto" or n_ctx == "auto" or cells == "auto":

@@ -17,7 +17,7 @@ from server.settings.gateway import GatewaySettings
 from server.settings.hosting import HubSettings, MemorySettings, ServedModelSettings
 from server.settings.machine import physical_cores
 from server.settings.quantities import AutoSize, Duration, FilePath, Kind, Size
-from server.settings.relations import Conflicts, engine_conflicts, guard_conflicts
+from server.settings.relations import Conflicts, draft_conflict, engine_conflicts, guard_conflicts
 from server.settings.remotes import RemoteSettings
 from server.settings.values import (
     AutoKvType,
@@ -88,6 +88,10 @@ class ModelSettings(Section):
     )
     adapter_scale: Annotated[float, BeforeValidator(whole_as_float)] = Field(
         1.0, description="factor on the adapter's weights; 1 is as it was trained"
+    )
+    draft: FilePath | None = Field(
+        None,
+        description="a small model of the same vocabulary, which foresees tokens; named as path is",
     )
     rope_scaling: RopeSettings = Field(
         default_factory=RopeSettings, description="context extension; all null keeps the GGUF's"
@@ -311,6 +315,9 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _check_sections(self) -> Self:
-        if conflicts := list(guard_conflicts(self.gateway.gpu_guard, self.memory.reserve)):
+        conflicts = list(guard_conflicts(self.gateway.gpu_guard, self.memory.reserve))
+        if self.model.draft is not None and (conflict := draft_conflict(self.engine)):
+            conflicts.append(conflict)
+        if conflicts:
             raise Conflicts(conflicts)
         return self

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from server.assembly.engine import build_engine, llama_params, scheduler_limits
-from server.assembly.sizing import grouped, sized
+from server.assembly.grouping import grouped
+from server.assembly.sizing import sized
 from server.assembly.wanted import wanted
 from server.catalog.plan import Memory
 from server.core.clock import SystemClock

@@ -8,7 +8,8 @@ import pytest
 
 from server.assembly.agents import agent_of
 from server.assembly.engine import llama_params
-from server.assembly.sizing import budget_of, grouped, sized
+from server.assembly.grouping import grouped
+from server.assembly.sizing import budget_of, sized
 from server.assembly.wanted import Wanted, wanted
 from server.catalog.plan import Memory
 from server.core.errors import ConfigError

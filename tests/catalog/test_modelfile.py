@@ -191,7 +191,6 @@ def test_parameters_without_effect_say_what_is_used_instead(name):
         ("REQUIRES 0.14.0", "a version of Ollama"),
         ("RENDERER qwen3-coder", "part of Ollama's program"),
         ("PARSER qwen3-coder", "part of Ollama's program"),
-        ("DRAFT ./small.gguf", "no speculative decoding"),
         ("ADAPTER https://hub.test/Qwen3-32B-Q4_K_M.gguf", "write FROM with it instead"),
         ("ADAPTER ./weights.IQ4_XS.gguf", "write FROM with it instead"),
     ],
@@ -226,6 +225,19 @@ def test_relative_paths_start_at_the_file(tmp_path, monkeypatch):
     assert parse("FROM m\nADAPTER lora", folder).adapter == str(folder / "lora")
     address = "https://hub.test/lora.gguf?download=true"
     assert parse(f"FROM m\nADAPTER {address}", folder).adapter == address
+
+
+def test_a_draft_model_is_named_as_weights_are(tmp_path):
+    path = tmp_path / "x.Modelfile"
+    path.write_text("FROM m\n  DRAFT ./small.gguf\n", encoding="utf-8")
+    found = read_modelfile(path)
+    assert found.draft == str(tmp_path / "small.gguf")
+    assert found.draft_place == f"{path}:2:9"
+    assert {"draft", "draft_place"} <= found.given
+    assert found.warnings == ()
+    assert parse("FROM m\nDRAFT qwen3:0.6b").draft == "qwen3:0.6b"
+    assert parse("FROM m\nDRAFT hf:o/r:Q8_0").draft == "hf:o/r:Q8_0"
+    assert parse("FROM m").draft is None
 
 
 def test_a_file_that_is_named_like_a_model_is_said_to_be_meant(tmp_path):

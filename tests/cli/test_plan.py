@@ -206,3 +206,31 @@ def test_without_a_quantization_the_largest_that_fits_is_planned(run, tmp_path):
         )
     assert status == 0
     assert "hf:owner/repo:Q4_K_M" in out
+
+
+def test_a_draft_model_is_planned_beside_it(run, big, tmp_path):
+    small = write_header(tmp_path / "small.gguf", replace(SMALL, vocabulary=151936))
+    status, out = run(big, "--draft", small, "--vram", "24GiB")
+    assert status == 0
+    assert "Drafts by a test's model: qwen3, 2 layers" in out
+    assert "draft model: KV, 32768 cells of q8_0" in out
+    assert f"onegpu serve {big} --draft {small} --slots 4" in out
+    wishes = ("--vram", "24GiB", "--slots", 2, "--n-ctx", 4096, "--kv-type", "f16", "--json")
+    alone, both = (
+        json.loads(run(big, *wishes, *more)[1]) for more in ((), ("--draft", str(small)))
+    )
+    assert alone["draft"] is None
+    cuda = 512 << 20
+    assert both["total_gpu"] == alone["total_gpu"] + both["draft"]["total_gpu"] - cuda
+    assert both["total_cpu"] == alone["total_cpu"] + both["draft"]["total_cpu"]
+
+
+def test_a_draft_model_that_cannot_draft_or_hardly_pays_is_told(run, big, tmp_path, monkeypatch):
+    small = write_header(tmp_path / "small.gguf", SMALL)
+    with pytest.raises(ConfigError, match="its vocabulary has 300 tokens, not 151,936"):
+        run(big, "--draft", small)
+    with pytest.raises(ConfigError, match=r"--draft must be left out with engine.n_ubatch: 1"):
+        run(small, "--draft", small, "--n-ubatch", 1)
+    monkeypatch.setenv("ONEGPU_ENGINE__SPECULATION", "off")
+    with pytest.raises(ConfigError, match=r"--draft must be left out with engine.speculation: off"):
+        run(small, "--draft", small)

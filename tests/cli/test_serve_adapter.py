@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from server.assembly.sizing import grouped, sized
+from server.assembly.grouping import grouped
+from server.assembly.sizing import sized
 from server.assembly.wanted import wanted
 from server.catalog.hub_errors import HubError
 from server.catalog.plan import Memory

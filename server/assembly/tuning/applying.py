@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.assembly.sizing import Group, Sized, sized
+from server.assembly.grouping import Group
+from server.assembly.sizing import Sized, sized
 from server.assembly.tuning.candidates import is_explicit
 from server.assembly.tuning.profile import (
     HoldsFor,

@@ -7,8 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from server.assembly.grouping import grouped
 from server.assembly.machine import machine_memory, refuse_cpu_build
-from server.assembly.sizing import Sized, grouped, sized
+from server.assembly.sizing import Sized, sized
 from server.assembly.tuning.applying import Applied, tuned
 from server.assembly.tuning.child import Child
 from server.assembly.tuning.profile import (

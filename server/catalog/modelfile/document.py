@@ -26,6 +26,10 @@ class Modelfile:
     adapter_place: str = ""
     """Where ADAPTER stands, `file:line:column`, for messages."""
     adapter_scale: float = 1.0
+    draft: str | None = None
+    """DRAFT: a draft model, named as `base` is, but never by a Modelfile."""
+    draft_place: str = ""
+    """Where DRAFT stands, for messages."""
     system: str | None = None
     """SYSTEM; empty text is a prompt that was taken away on purpose."""
     template: str | None = None

@@ -70,7 +70,7 @@ INSTEAD: dict[str, str] = {
     "embedding_only": "the whole model is loaded",
     "penalize_newline": "newlines are penalized like all other tokens",
     "tfs_z": "llama.cpp no longer has this sampler; min_p serves the same end",
-    "draft_num_predict": "there is no speculative decoding; the answer is the same",
+    "draft_num_predict": "as many tokens are drafted as pay, by measured times, up to the setting engine.max_draft",
 }
 """Known to Ollama, now or once, and without effect here: what is used instead."""
 

@@ -23,7 +23,6 @@ _ROLES = ("system", "user", "assistant")
 _UNUSED = {
     "RENDERER": "names a part of Ollama's program; the chat template of the GGUF, or TEMPLATE, is used",
     "PARSER": "names a part of Ollama's program; answers are read by the model's own format",
-    "DRAFT": "names a draft model; there is no speculative decoding, the answer is the same",
     "REQUIRES": "names a version of Ollama; this server reads the file as it stands",
 }
 _REMOTE = re.compile(r"^(?:https?://|hf:|hf\.co/|huggingface\.co/)", re.IGNORECASE)
@@ -158,7 +157,11 @@ class _Reading:
         match line.name:
             case "FROM":
                 self._only_once(line)
-                self._fields["base"] = self._base(line)
+                self._fields["base"] = self._weights(line)
+            case "DRAFT":
+                self._only_once(line)
+                self._fields["draft"] = self._weights(line)
+                self._fields["draft_place"] = self.source.place(line.value_offset)
             case "ADAPTER":
                 self._only_once(line)
                 self._adapter(line)
@@ -223,17 +226,22 @@ class _Reading:
             raise self.source.fail(line.key_offset, message)
         self._messages.append({"role": role, "content": line.value})
 
-    def _base(self, line: Instruction) -> str:
+    def _weights(self, line: Instruction) -> str:
         if not line.value:
-            raise self.source.fail(line.value_offset, "FROM needs the name or path of a model.")
+            raise self.source.fail(
+                line.value_offset, f"{line.name} needs the name or path of a model."
+            )
         if re.search(r"\s#", line.value):
             raise self.source.fail(line.value_offset, "a comment must be on a line of its own.")
         if re.fullmatch(r"'.*'", line.value):
-            message = f'only " is a quotation mark here. Write FROM {line.value[1:-1]}'
+            message = f'only " is a quotation mark here. Write {line.name} {line.value[1:-1]}'
             raise self.source.fail(line.value_offset, message)
         base = self._located(line)
         if base != line.value and not _is_path(line.value):
-            message = f"FROM {line.value} means the file {base}, not a model of that name. Write FROM ./{line.value}"
+            message = (
+                f"{line.name} {line.value} means the file {base}, not a model of that name. "
+                f"Write {line.name} ./{line.value}"
+            )
             self._warn(line, f"{message} to say so.")
         if base.lower().endswith((".safetensors", ".pth", ".pt")):
             message = f"{line.value} is not a GGUF. Convert it, or look for a GGUF of this model."

@@ -6,12 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from server.catalog.plan.memory import Memory
-from server.catalog.plan.planning import (
-    DEFAULT_N_CTX,
-    DEFAULT_SLOTS,
-    Plan,
-    Planner,
-)
+from server.catalog.plan.planning import DEFAULT_N_CTX, DEFAULT_SLOTS, Planner
+from server.catalog.plan.plans import Plan
 from server.catalog.plan.shape import ModelShape
 from server.catalog.plan.wishes import Wishes
 
@@ -36,9 +32,15 @@ def choose(shape: ModelShape, wishes: Wishes, memory: Memory) -> Choice:
 
     In this order: everything on the GPU; the most exact KV type; fewer slots and shorter contexts;
     for mixture models experts in system memory; fewer layers on the GPU. A wish with a value is never changed.
+    A draft model is on the card where it fits beside all that is wished for there; no layer gives way to it.
     Raises `ConfigError` for wishes that contradict each other.
     """
-    return _Search(Planner(shape, memory), wishes).run()
+    planner = Planner(shape, memory)
+    if wishes.draft is not None and wishes.draft.on_gpu and memory.has_gpu:
+        if choice := _Search(planner, wishes).whole():
+            return choice
+        wishes = replace(wishes, draft=replace(wishes.draft, on_gpu=False))
+    return _Search(planner, wishes).run()
 
 
 class _Search:
@@ -51,10 +53,14 @@ class _Search:
         longest = trained if planner.memory.has_gpu else self.target
         self.contexts = [n for n in CONTEXTS if n <= longest] or [self.target]
 
-    def run(self) -> Choice:
+    def whole(self) -> Choice | None:
+        """Search with the layers as wished, `auto` being all of them."""
         best = self._whole()
-        if best is not None:
-            return Choice(best, reason=self._reason(best))
+        return None if best is None else Choice(best, reason=self._reason(best))
+
+    def run(self) -> Choice:
+        if choice := self.whole():
+            return choice
         for fewer in (self._experts_aside, self._fewer_layers):
             best = fewer()
             if best is not None:
@@ -91,7 +97,6 @@ class _Search:
         return None if wishes is None else self.planner.fitting(wishes)
 
     def _whole(self) -> Plan | None:
-        """Try with the layers as wished, `auto` being all of them."""
         first = next(self._sizes())
         for kv_type in self._kv_types():
             longer = [n for n in self.contexts if n >= first[1]]
@@ -201,6 +206,12 @@ class _Search:
         ):
             flash = "with" if plan.flash_attention else "without"
             said.append(f"{plan.kv_layout} KV layout, {flash} flash attention")
+        if plan.draft is not None and plan.n_gpu_layers > 0:
+            there = plan.draft.n_gpu_layers > 0
+            place = (
+                "on the GPU" if there else "in system memory, where it is slow: the GPU has no room"
+            )
+            said.append(f"the draft model {place}")
         return "; ".join(said)
 
     def _why_kv(self, plan: Plan) -> str:
@@ -232,8 +243,9 @@ class _Search:
             over.append(
                 f"{gib(smallest.needed_cpu)} of system memory, of which {gib(smallest.limit_cpu)} is available"
             )
+        beside = "" if smallest.draft is None else " and the draft model"
         return (
-            f"{smallest.slots} × {smallest.n_ctx} tokens with {smallest.kv_type} KV need "
+            f"{smallest.slots} × {smallest.n_ctx} tokens with {smallest.kv_type} KV{beside} need "
             + " and ".join(over)
         )
 
@@ -256,9 +268,10 @@ def _by_kv_alone(one: Plan) -> int:
     if not cells:
         return _MOST_SLOTS
     bounds = [_MOST_SLOTS]
+    kv_gpu, kv_cpu = one.all_kv
     for total, limit, kv in (
-        (one.total_gpu, one.limit_gpu, one.kv_gpu),
-        (one.needed_cpu, one.limit_cpu, one.kv_cpu),
+        (one.total_gpu, one.limit_gpu, kv_gpu),
+        (one.needed_cpu, one.limit_cpu, kv_cpu),
     ):
         if kv and limit is not None:
             # The first slot's own cells are given back: rounding may have made them more.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from server.catalog.plan.planning import Plan
+from server.catalog.plan.plans import Plan
 
 _MIB = 1 << 20
 

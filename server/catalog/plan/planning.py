@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from server.catalog.plan.allocator import padded
 from server.catalog.plan.attention import with_attention
 from server.catalog.plan.blocks import Run
 from server.catalog.plan.compute import ComputeBytes, compute_bytes, is_replayed
+from server.catalog.plan.drafting import Drafting
 from server.catalog.plan.kv import KvBytes, allocated_cells, kv_bytes
 from server.catalog.plan.memory import MIB, Memory
+from server.catalog.plan.plans import Plan, fits
 from server.catalog.plan.shape import ModelShape
 from server.catalog.plan.weights import (
     Placement,
@@ -33,80 +34,13 @@ DEFAULT_SLOTS, DEFAULT_N_CTX = 4, 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One configuration and its bytes."""
-
-    weights_gpu: int
-    weights_cpu: int
-    kv_per_token: int
-    kv_gpu: int
-    kv_cpu: int
-    compute_gpu: int
-    compute_cpu: int
-    output_cpu: int
-    """Logits that the sampler reads."""
-    overhead: int
-    """CUDA's own memory and its pools on the card."""
-    overhead_cpu: int
-    """The process beside llama.cpp's buffers."""
-    total_gpu: int
-    total_cpu: int
-    reclaimable_cpu: int
-    """Of `total_cpu`, pages of the mapped file that are read once, to copy them elsewhere: the system
-    takes them back when it needs memory."""
-    limit_gpu: int
-    limit_cpu: int | None
-    fits: bool
-    n_gpu_layers: int
-    n_cpu_moe: int
-    n_layers: int
-    """Layers that `n_gpu_layers` can count: blocks and output head."""
-    slots: int
-    n_ctx: int
-    kv_cells: int
-    kv_type: str
-    kv_layout: str
-    n_ubatch: int
-    draft_rows: int
-    flash_attention: bool
-    estimated: bool
-    """Whether compute buffers are an estimate with a margin, not a replay of llama.cpp's own."""
-
-    @property
-    def needed_cpu(self) -> int:
-        """System memory without which it cannot run."""
-        return self.total_cpu - self.reclaimable_cpu
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all fields; sizes in bytes."""
-        return asdict(self)
-
-    def command(self, model: str) -> str:
-        """Write the command line that serves this plan."""
-        parts = [
-            f"onegpu serve {model}",
-            f"--slots {self.slots}",
-            f"--n-ctx {self.n_ctx}",
-            f"--kv-type {self.kv_type}",
-        ]
-        if self.kv_cells != self.slots * self.n_ctx:
-            parts.append(f"--kv-cells {self.kv_cells}")
-        if self.limit_gpu:
-            everything = self.n_gpu_layers >= self.n_layers
-            parts.append(f"--n-gpu-layers {'all' if everything else self.n_gpu_layers}")
-        if self.n_cpu_moe:
-            parts.append(f"--n-cpu-moe {self.n_cpu_moe}")
-        if self.kv_layout != "unified" or self.n_gpu_layers == 0:
-            parts.append(f"--kv-layout {self.kv_layout}")
-        return " ".join(parts)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layout:
     """What lies where, before the graph is looked at, which takes the most time."""
 
     wishes: Wishes
     """With no `auto` left."""
+    asked: Wishes
+    """As they were."""
     cache: KvBytes
     where: Placement
     run: Run
@@ -121,6 +55,7 @@ class Planner:
         self.memory = memory
         self._weights: dict[Placement, WeightBytes] = {}
         self._compute: dict[tuple[Placement, Run, int], ComputeBytes] = {}
+        self._drafting = Drafting(memory, plan)
 
     @property
     def all_layers(self) -> int:
@@ -179,8 +114,8 @@ class Planner:
             return None
         return self.fitting(replace(wishes, flash_attention="on"))
 
-    def _layout(self, wishes: Wishes) -> _Layout:
-        wishes = self.resolve(wishes)
+    def _layout(self, asked: Wishes) -> _Layout:
+        wishes = self.resolve(asked)
         slots, n_ctx, kv_cells = int(wishes.slots), int(wishes.n_ctx), int(wishes.kv_cells)
         unified, flash = wishes.kv_layout == "unified", wishes.flash_attention == "on"
         check_wishes(wishes, n_ctx, kv_cells, unified=unified, flash=flash)
@@ -197,7 +132,7 @@ class Planner:
         split = split if where.has_gpu else self.all_layers
         cache = kv_bytes(self.shape, wishes.kv_type, split, cells, slots=slots, flash=flash)
         run = _largest_run(wishes, slots, cells, unified=unified, flash=flash)
-        return _Layout(wishes, cache, where, run, unified)
+        return _Layout(wishes, asked, cache, where, run, unified)
 
     def _assemble(self, layout: _Layout) -> Plan:
         shape, memory = self.shape, self.memory
@@ -211,8 +146,7 @@ class Planner:
         total_gpu = weights.gpu + cache.gpu + compute_gpu + overhead
         total_cpu = weights.cpu + cache.cpu + compute.cpu + output + process
         reclaimable = 0 if wishes.mlock else weights.evictable
-        limit = memory.cpu_available
-        return Plan(
+        made = Plan(
             weights_gpu=weights.gpu,
             weights_cpu=weights.cpu,
             kv_per_token=cache.per_token,
@@ -227,9 +161,8 @@ class Planner:
             total_cpu=total_cpu,
             reclaimable_cpu=reclaimable,
             limit_gpu=memory.gpu_limit,
-            limit_cpu=limit,
-            fits=total_gpu <= memory.gpu_limit
-            and (limit is None or total_cpu - reclaimable <= limit),
+            limit_cpu=memory.cpu_available,
+            fits=fits(total_gpu, total_cpu - reclaimable, memory),
             n_gpu_layers=where.n_gpu_layers,
             n_cpu_moe=where.n_cpu_moe,
             n_layers=self.all_layers,
@@ -243,6 +176,7 @@ class Planner:
             flash_attention=run.flash,
             estimated=not is_replayed(shape),
         )
+        return self._drafting.added(made, layout.asked)
 
     def _weights_of(self, where: Placement) -> WeightBytes:
         if where not in self._weights:

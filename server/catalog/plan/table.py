@@ -9,7 +9,8 @@ from server.catalog.plan.choosing import KV_ORDER, Choice, gib, most_slots
 from server.catalog.plan.compute import is_replayed
 from server.catalog.plan.kv import KV_BLOCKS
 from server.catalog.plan.memory import Memory
-from server.catalog.plan.planning import Plan, Planner
+from server.catalog.plan.planning import Planner
+from server.catalog.plan.plans import Plan
 from server.catalog.plan.shape import ModelShape
 from server.catalog.plan.wishes import Wishes
 
@@ -29,19 +30,27 @@ def render(
     """Write model, machine, layers, KV types, what fits, and the chosen plan's parts."""
     planner = Planner(shape, memory)
     shown = choice.best or planner.plan(wishes)
+    wishes = _placed(wishes, shown)
     base = replace(
         wishes,
         n_gpu_layers=shown.n_gpu_layers,
         n_cpu_moe=shown.n_cpu_moe,
     )
     sections = [
-        _head(shape, memory),
+        _head(shape, wishes, memory),
         _layer_table(planner, wishes, shown, every_layer=every_layer),
         _kv_table(planner, base),
         _fit_table(planner, base, shape),
-        _breakdown(shown),
+        _breakdown(shown, memory),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _placed(wishes: Wishes, shown: Plan) -> Wishes:
+    """Return the wishes with the draft model where `shown` has it."""
+    if wishes.draft is None or shown.draft is None or not shown.n_gpu_layers:
+        return wishes
+    return replace(wishes, draft=replace(wishes.draft, on_gpu=shown.draft.n_gpu_layers > 0))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -61,7 +70,7 @@ def mib(size: int) -> str:
     return f"{-(-size // _MIB):,}"
 
 
-def _head(shape: ModelShape, memory: Memory) -> str:
+def _head(shape: ModelShape, wishes: Wishes, memory: Memory) -> str:
     experts = f", experts in {shape.n_expert_layers} layers" if shape.n_expert_layers else ""
     files = len(shape.part_sizes)
     about = (
@@ -70,6 +79,12 @@ def _head(shape: ModelShape, memory: Memory) -> str:
         f"trained for {shape.n_ctx_train:,} tokens"
     )
     lines = [about]
+    if wishes.draft is not None:
+        draft = wishes.draft.shape
+        lines.append(
+            f"Drafts by {draft.name or draft.path}: {draft.architecture}, {draft.n_layer} layers, "
+            f"{gib(draft.file_bytes)}"
+        )
     if not is_replayed(shape):
         lines.append(
             f"Compute buffers of {shape.architecture} are an estimate with a margin, not a replay."
@@ -128,6 +143,7 @@ def _layer_table(planner: Planner, wishes: Wishes, shown: Plan, *, every_layer: 
 def layer_plans(shape: ModelShape, wishes: Wishes, memory: Memory, shown: Plan) -> list[Plan]:
     """Plan every `n_gpu_layers` (and for mixtures some `n_cpu_moe`), with the sizes of `shown`."""
     planner = Planner(shape, memory)
+    wishes = _placed(wishes, shown)
     return _layers(planner, wishes, shown, every_layer=True) if memory.has_gpu else [shown]
 
 
@@ -135,6 +151,7 @@ def slot_table(
     shape: ModelShape, wishes: Wishes, memory: Memory, shown: Plan
 ) -> dict[str, dict[str, int]]:
     """Return KV type → n_ctx → slots that fit at once, with the layers of `shown`."""
+    wishes = _placed(wishes, shown)
     base = replace(wishes, n_gpu_layers=shown.n_gpu_layers, n_cpu_moe=shown.n_cpu_moe)
     planner = Planner(shape, memory)
     contexts, types = _columns_of(base, shape)
@@ -200,36 +217,44 @@ def _columns_of(base: Wishes, shape: ModelShape) -> tuple[list[int], tuple[str, 
     return contexts, types
 
 
-def _breakdown(shown: Plan) -> str:
+def _breakdown(shown: Plan, memory: Memory) -> str:
     rows = [["MiB", "GPU", "CPU"]]
-    split = ", split" if shown.kv_layout == "split" else ""
-    scores = "" if shown.flash_attention else ", no flash attention"
-    for name, gpu, cpu in (
-        ("weights", shown.weights_gpu, shown.weights_cpu),
-        (
-            f"KV, {shown.kv_cells} cells of {shown.kv_type}{split}",
-            shown.kv_gpu,
-            shown.kv_cpu,
-        ),
-        (f"compute, {shown.n_ubatch} rows{scores}", shown.compute_gpu, shown.compute_cpu),
-        ("logits", 0, shown.output_cpu),
-        ("overhead", shown.overhead, shown.overhead_cpu),
-        ("total", shown.total_gpu, shown.total_cpu),
-    ):
+    parts = _parts(shown)
+    if draft := shown.draft:
+        shared = memory.cuda_context if draft.overhead else 0
+        parts += [
+            (f"draft model: {name}", gpu - (shared if name == "overhead" else 0), cpu)
+            for name, gpu, cpu in _parts(draft)
+        ]
+    for name, gpu, cpu in (*parts, ("total", shown.total_gpu, shown.total_cpu)):
         rows.append([name, mib(gpu), mib(cpu)])
     if shown.reclaimable_cpu:
         rows.append(["of it, file pages read once", mib(0), mib(shown.reclaimable_cpu)])
     return columns(rows if shown.limit_gpu else [[row[0], row[2]] for row in rows])
 
 
-def verdict(model: str, choice: Choice) -> str:
-    """Say what to run, or what would fit instead."""
+def _parts(plan: Plan) -> list[tuple[str, int, int]]:
+    """Name each part of one model, with its bytes on the card and in system memory."""
+    split = ", split" if plan.kv_layout == "split" else ""
+    scores = "" if plan.flash_attention else ", no flash attention"
+    kv = f"KV, {plan.kv_cells} cells of {plan.kv_type}{split}"
+    return [
+        ("weights", plan.weights_gpu, plan.weights_cpu),
+        (kv, plan.kv_gpu, plan.kv_cpu),
+        (f"compute, {plan.n_ubatch} rows{scores}", plan.compute_gpu, plan.compute_cpu),
+        ("logits", 0, plan.output_cpu),
+        ("overhead", plan.overhead, plan.overhead_cpu),
+    ]
+
+
+def verdict(model: str, choice: Choice, draft: str | None = None) -> str:
+    """Say what to run, or what would fit instead; `draft`: the draft model's name."""
     if choice.best is not None:
-        return f"Best: {choice.reason}.\nRun:  {choice.best.command(model)}\n"
+        return f"Best: {choice.reason}.\nRun:  {choice.best.command(model, draft)}\n"
     lines = [f"Does not fit: {choice.reason}."]
     if not choice.alternatives:
         lines.append("Nothing fits: choose a smaller quantization or model.")
         return "\n".join(lines) + "\n"
     lines.append("What would fit:")
-    lines += [f"  {plan.command(model)}" for plan in choice.alternatives]
+    lines += [f"  {plan.command(model, draft)}" for plan in choice.alternatives]
     return "\n".join(lines) + "\n"

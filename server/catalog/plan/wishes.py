@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from server.catalog.plan.kv import KV_BLOCKS
+from server.catalog.plan.shape import ModelShape
 from server.core.errors import ConfigError
 
 Auto = Literal["auto"]
 
 _MOST_SLOTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DraftWish:
+    """A draft model: it gets the sizes of the model that it drafts for."""
+
+    shape: ModelShape
+    on_gpu: bool = True
+    """Whether all of it is on the card, where the model has layers there; else all of it is in system memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,7 @@ class Wishes:
     flash_attention: Literal["auto", "on", "off"] = "auto"
     mmap: bool = True
     mlock: bool = False
+    draft: DraftWish | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no model could have."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from server.assembly.engine import llama_params, scheduler_limits
-from server.assembly.sizing import Sized, grouped, sized
+from server.assembly.grouping import grouped
+from server.assembly.sizing import Sized, sized
 from server.assembly.tuning.applying import tuned
 from server.assembly.tuning.profile import (
     HoldsFor,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.assembly.sizing import Sized, grouped, sized
+from server.assembly.grouping import grouped
+from server.assembly.sizing import Sized, sized
 from server.assembly.tuning.session import Outcome, Session, Trial
 from server.assembly.wanted import wanted
 from server.catalog.plan import Memory

@@ -1,0 +1,39 @@
+"""A served draft model: answers are as without one, and the log and the counters tell of it."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from tests.e2e.live import DEMO, LiveServer
+
+pytestmark = pytest.mark.native
+
+QUESTIONS = ["What is a slot?", "Who are you?", "What does the batch tier do?"]
+
+
+def answers(http: httpx.Client) -> list[str]:
+    made = []
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        body = {"model": "demo", "messages": messages, "temperature": 0, "max_tokens": 80}
+        answer = http.post("/v1/chat/completions", json=body).raise_for_status().json()
+        made.append(answer["choices"][0]["message"]["content"])
+    return made
+
+
+def test_a_server_with_a_draft_model_says_the_same(tmp_path):
+    with LiveServer("--allow-cpu", "--n-ctx", "512") as plain, plain.client() as http:
+        expected = answers(http)
+    with (
+        LiveServer("--allow-cpu", "--n-ctx", "512", "--draft", str(DEMO)) as server,
+        server.client() as http,
+    ):
+        assert answers(http) == expected
+        told = "".join(server.stderr)
+        assert "is not smaller than" in told
+        reports = re.findall(r"demo\.gguf: planned/allocated MiB: (.*)", told)
+        assert len(reports) == 2
+        assert not any("OVER" in report for report in reports)
