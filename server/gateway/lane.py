@@ -2,7 +2,7 @@
 
 The engine gets what can run now and as many more as there are slots, with ranks: a slot that
 becomes free within a step has its next sequence at once, and a better one that comes later
-overtakes those that wait in the engine.
+overtakes those that wait in the engine. Who still yields to others of its flow is not looked ahead to.
 """
 
 from __future__ import annotations
@@ -260,14 +260,24 @@ class Lane:
     def _next(self) -> tuple[Seat, bool] | None:
         if self.held is not None or not len(self._order):
             return None
-        found = self._order.head(self._clock.monotonic(), self._allowed())
-        if found is None or len(self._inside) < 2 * self.slots:
+        now = self._clock.monotonic()
+        found = self._order.head(now, self._allowed())
+        if found is None or len(self._inside) < self.slots:
+            return found
+        seat, aged = found
+        if not aged and seat.place > (now, seat.number) and not self._displaces(seat):
+            return None  # what the engine has is passed by nobody of its flow, and this one still yields
+        if len(self._inside) < 2 * self.slots:
             return found
         # The engine has all it can look ahead to; only who would be among its next may join.
-        seat, aged = found
         rank = (-1, seat.start, seat.number) if aged else seat.rank
         sooner = sum(other.rank < rank for other in self._ahead)
         return found if sooner < self.slots else None
+
+    def _displaces(self, seat: Seat) -> bool:
+        """Whether the engine would make a slot free for it: batch work gives way."""
+        batch = self._by_class[Priority.BATCH]
+        return seat.priority is not Priority.BATCH and len(self._inside) - batch < self.slots
 
     def _allowed(self) -> tuple[Priority, ...]:
         """Return who may begin. For reserved slots, only interactive requests are looked ahead to."""

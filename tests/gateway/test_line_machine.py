@@ -378,12 +378,18 @@ class Admitting(RuleBasedStateMachine):
 
     @invariant()
     def no_slot_waits_for_the_line(self):
-        """Who is priced and may begin is in the engine as long as it can take more."""
+        """Who is priced and may begin is in the engine as long as it can take more, unless it only looks ahead there."""
         if not hasattr(self, "line"):
             return
         for host in self.hosts.hosts:
             lane = host.lane
-            if len(lane._order) and len(lane._inside) < 2 * SLOTS:
+            inside = len(lane._inside)
+            if inside >= SLOTS and (found := lane._order.head(self.clock.now, tuple(Priority))):
+                seat = found[0]
+                batch = lane._by_class[Priority.BATCH]
+                if seat.yields and (seat.priority is Priority.BATCH or inside - batch >= SLOTS):
+                    continue
+            if len(lane._order) and inside < 2 * SLOTS:
                 others = len(lane._inside) - lane._by_class[Priority.INTERACTIVE]
                 assert self.reserved
                 assert others >= SLOTS - self.reserved

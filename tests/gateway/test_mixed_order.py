@@ -122,7 +122,7 @@ def test_most_are_answered_in_a_fraction_of_the_time_and_the_last_ones_not_much_
     passing, arriving = Mixed(60.0, seed), Mixed(0.0, seed)
     with_passing, in_order = waits(passing.run()), waits(arriving.run())
     half, most = len(in_order) // 2, int(len(in_order) * 0.95)
-    assert with_passing[half] < 0.6 * in_order[half]
+    assert with_passing[half] < 0.5 * in_order[half]
     assert with_passing[most] < 1.4 * in_order[most]
     assert sum(with_passing) < 0.8 * sum(in_order)
 
@@ -132,10 +132,9 @@ def test_short_ones_pass_and_nobody_is_passed_by_those_who_come_later_than_the_b
     mixed = Mixed(20.0, seed)
     order = sorted(mixed.run(), key=lambda one: one.started)
     for index, one in enumerate(order):
-        # What the engine looks ahead to has its rank already.
         for before in order[:index]:
             assert before.asked <= one.asked + 20.0
-    first = [one.kind for one in order if one.asked == order[0].asked][2 * SLOTS :]
+    first = [one.kind for one in order if one.asked == order[0].asked][SLOTS:]
     assert first.index("document") > max(
         index for index, kind in enumerate(first) if kind == "short"
     )

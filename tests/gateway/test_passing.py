@@ -82,6 +82,41 @@ def test_a_price_that_knows_of_a_cached_prompt_passes():
     assert served(desk)[2:] == ["agent, warm", "agent, cold"]
 
 
+def test_who_yields_does_not_go_to_the_engine_before_a_slot_is_free():
+    """There it would have its rank, and those to whom it yields come a moment later."""
+    desk = Desk(2)
+    for number in range(2):
+        desk.ask(f"runs{number}")
+    for number in range(2):
+        desk.ask(f"document{number}", prefill=DOCUMENT)
+    assert not desk.engine
+    for number in range(3):
+        desk.ask(f"short{number}", prefill=0.1)
+    assert served(desk)[2:] == ["short0", "short1", "short2", "document0", "document1"]
+
+
+def test_who_has_yielded_goes_to_the_engine_ahead():
+    desk = Desk(1)
+    desk.ask("runs")
+    desk.ask("document", prefill=DOCUMENT)
+    desk.clock.advance(6 * DOCUMENT + 1)
+    desk.ask("short", prefill=0.1)
+    assert [name for _, name, _ in desk.engine] == ["document"]
+
+
+def test_an_idle_slot_is_given_to_whoever_is_there():
+    desk = Desk(1)
+    desk.ask("document", prefill=DOCUMENT)
+    assert desk.order == ["document"]
+
+
+def test_who_yields_displaces_batch_work_all_the_same():
+    desk = Desk(1)
+    desk.ask("batch", "", Priority.BATCH)
+    desk.ask("document", prefill=DOCUMENT)
+    assert [name for _, name, _ in desk.engine] == ["document"]
+
+
 def test_one_with_a_deadline_yields_for_a_quarter_of_its_time():
     desk = Desk(1)
     desk.ask("measured")
