@@ -29,7 +29,7 @@ def load_backend(params: LlamaParams, arena: Arena | None = None) -> BackendLoad
             if params.warmup:
                 backend.warm_up()
                 if arena is not None and backend.info.saves_cells:
-                    saved.touch(arena, loaded.allocated, params)
+                    saved.touch(arena, loaded.allocated)
         except BaseException:
             backend.shutdown()
             raise

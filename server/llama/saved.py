@@ -15,10 +15,9 @@ import numpy.typing as npt
 from server.catalog.plan import Allocated
 from server.llama.arena import Arena
 from server.llama.native import Address, Library
-from server.llama.params import LlamaParams
 
-_MOST_TOUCHED = 2**30
-"""Bytes of host memory that a load waits for; a slow machine needs two seconds."""
+_MOST_TOUCHED = 2**31
+"""Bytes of host memory that a load waits for; a slow machine needs four seconds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,10 +33,9 @@ class SavedCells:
         return self.buffer.nbytes
 
 
-def touch(arena: Arena, allocated: Allocated, params: LlamaParams) -> None:
-    """Use what two full sequences take once, so that the first saves need not wait for pages."""
-    cell = (allocated.kv_cpu + allocated.kv_gpu) // params.native_n_ctx
-    arena.touch(min(2 * params.n_ctx * cell, _MOST_TOUCHED, arena.limit))
+def touch(arena: Arena, allocated: Allocated) -> None:
+    """Use as much as the KV cache has once, so that the first saves need not wait for pages."""
+    arena.touch(min(allocated.kv_cpu + allocated.kv_gpu, _MOST_TOUCHED, arena.limit))
 
 
 def state_bytes(library: Library, context: Address, slot: int) -> int:

@@ -168,7 +168,7 @@ def test_a_copy_between_streams_gives_its_memory_back_at_once(make_driver):
     assert (arena.used, arena.warm > 0) == (0, True)
 
 
-def test_a_load_touches_what_two_sequences_take_and_no_more_than_there_is(make_driver):
+def test_a_load_touches_what_the_cache_takes_and_no_more_than_there_is(make_driver):
     make_driver(arena=(cold := Arena(2**28)), warmup=False)
     assert cold.warm == 0
     backend = (driver := make_driver(arena=(arena := Arena(2**28)), warmup=True)).backend
@@ -176,7 +176,7 @@ def test_a_load_touches_what_two_sequences_take_and_no_more_than_there_is(make_d
     driver.prefill_logits(PROMPTS[:1])
     backend.decode(StepPlan([Rows(0, 64, prompt_of(8, 180), outputs=0)]))
     full = backend.state_bytes(0) * 256 // 244
-    assert 1.9 * full < arena.warm < 2.1 * full + arena.block
+    assert 3.9 * full < arena.warm < 4.1 * full + arena.block
     assert arena.used == 0
     small = Arena(2**16)
     make_driver(arena=small, warmup=True)
