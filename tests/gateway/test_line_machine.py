@@ -378,7 +378,7 @@ class Admitting(RuleBasedStateMachine):
 
     @invariant()
     def no_slot_waits_for_the_line(self):
-        """Who is priced and may begin is in the engine as long as it can take more, unless it only looks ahead there."""
+        """Who is priced and may begin is in the engine as long as it can take more, or may look ahead to."""
         if not hasattr(self, "line"):
             return
         for host in self.hosts.hosts:
