@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.settings import Origin, Override, SettingsError, load
+from server.settings.environment import computing_environment
 from server.settings.report import effective_values
 
 
@@ -197,3 +198,18 @@ def test_a_variable_reaches_into_a_further_model(tmp_path) -> None:
     assert problems({"ONEGPU_MODELS": "x"}) == [
         "ONEGPU_MODELS: maps names to sections; write it in the file"
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "given"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_who_computes_asks_for_huge_pages_unless_somebody_said_otherwise(told, given) -> None:
+    environ = {"PATH": "/bin"} | ({} if told is None else {"GLIBC_TUNABLES": told})
+    assert computing_environment(environ) == {"PATH": "/bin", "GLIBC_TUNABLES": given}
+    assert computing_environment(computing_environment(environ)) == computing_environment(environ)

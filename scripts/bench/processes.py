@@ -16,6 +16,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from bench.common import Load
+from server.settings.environment import computing_environment, read_environment
 
 LOADING = 120.0
 """Most seconds that a server may take to get ready."""
@@ -27,7 +28,11 @@ class Worker:
     def __init__(self, file: str) -> None:
         self._file = file
         self._process = subprocess.Popen(
-            [sys.executable, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, file],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=computing_environment(read_environment()),
         )
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:

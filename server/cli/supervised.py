@@ -20,13 +20,14 @@ def supervise(settings: Settings) -> int:
     Raises `ConfigError` where nothing can listen, `OnegpuError` when worker after worker is killed.
     """
     from server.ops.logging import configure_logging
-    from server.settings.environment import read_environment
+    from server.settings.environment import computing_environment, read_environment
     from server.supervisor.listening import listen
     from server.supervisor.supervisor import Supervisor
 
     configure_logging(settings.logging.level, settings.logging.format)
     listener = listen(settings.server.host, settings.server.port)
-    return asyncio.run(Supervisor(_command, listener, read_environment()).run())
+    environ = computing_environment(read_environment())
+    return asyncio.run(Supervisor(_command, listener, environ).run())
 
 
 def inherit(descriptors: str | None) -> Inherited | None:

@@ -37,6 +37,18 @@ def read_environment() -> Mapping[str, str]:
     return dict(os.environ)
 
 
+def computing_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` for a process that loads a model: its C library asks for huge pages, as many systems want it to.
+
+    Weights and caches are read all over, and each page of 4 KiB is looked up. A setting of somebody's own is kept.
+    """
+    name, tunable = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
+    told = environ.get(name, "")
+    if tunable in told:
+        return dict(environ)
+    return {**environ, name: ":".join(filter(None, (told, f"{tunable}=1")))}
+
+
 def hub_fallbacks(environ: Mapping[str, str]) -> Iterator[tuple[KeyPath, str, object]]:
     """Path, variable and value of what the hub's own client and Ollama read from `environ`."""
     texts = {name: environ.get(name, "").strip() for name in _FOREIGN}

@@ -50,6 +50,13 @@ def test_requests_outlive_workers_that_are_killed() -> None:
     assert len(seen.loads) == 3
 
 
+def test_a_worker_computes_in_huge_pages_where_the_system_gives_them() -> None:
+    with LiveServer() as server, server.client() as http:
+        environ = Path(f"/proc/{worker_of(server)}/environ").read_bytes().split(b"\0")
+        assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+    assert b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in environ
+
+
 def test_a_request_that_brings_the_server_down_twice_is_refused() -> None:
     poison = ASK | {"stream": True, "max_tokens": 4000, "ignore_eos": True}
     with LiveServer() as server, server.client() as http:

@@ -14,6 +14,7 @@ from typing import Self
 
 from server.engine.trial import Rates, TrialFailed, Workload
 from server.llama.params import LlamaParams
+from server.settings.environment import computing_environment, read_environment
 
 _END_SECONDS = 10.0
 
@@ -78,6 +79,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 text=True,
+                env=computing_environment(read_environment()),
                 # Ctrl-C is for us: we say what becomes of what was measured.
                 process_group=0,
             )
