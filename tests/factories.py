@@ -501,6 +501,13 @@ class LoopHarness:
             assert memory.nbytes <= self.host.used <= self.host.limit
             held = sum(entry.pins for entry in memory)
             assert held == self.scheduler.pins.kept, "nobody is fetching between steps"
+        speculation = self.scheduler.speculation
+        if speculation is not None and speculation.guessing is not None and self.real is None:
+            shown = speculation.guessing.drafting._held
+            for one, cells in zip(shown, backend.draft_cells, strict=True):
+                assert one.tokens == cells[: len(one.tokens)], "what the draft model was shown"
+                agreed = [] if one.owner is None else one.owner.tokens[: one.agreed]
+                assert one.tokens[: one.agreed] == agreed, "drafts that did not come true"
         if not self.scheduler._edits and self.real is None:
             idle = [slot.index for slot in pool.slots if slot.sequence is None]
             running = set(range(len(pool.slots))) - set(idle)

@@ -162,6 +162,7 @@ class EngineLoop:
             copying=info.saves_cells,
             calls=info.calls,
             host=self.memory,
+            draft=info.draft,
         )
         if self.memory is not None:
             counters = self.scheduler.counters
@@ -189,12 +190,17 @@ class EngineLoop:
             self._join(scheduler, backend)
         plan = scheduler.plan()
         if plan is not None:
+            speculation = scheduler.speculation
+            if speculation is not None:
+                plan.draft_rows += speculation.foresee(backend.foresee, self._clock)
             before = self._clock.monotonic()
             result = backend.decode(plan)
             now = self._clock.monotonic()
             self.step_seconds += now - before
             if result.code is DecodeCode.OK:
                 scheduler.pace.observe(Work.of(plan.rows), now - before)
+                if speculation is not None:
+                    speculation.took(plan, now - before)
                 if self.memory is not None:
                     self.memory.row_seconds = scheduler.pace.prefill_row_seconds
                     scheduler.counters["park_spared"] = self.memory.spared

@@ -19,7 +19,7 @@ from server.engine.cells import cells_beside
 from server.engine.cooling import CoolingLimits
 from server.engine.detokenizer import Detokenizer
 from server.engine.host_memory import HostMemory
-from server.engine.interface import Tokenizer
+from server.engine.interface import DraftInfo, Tokenizer
 from server.engine.limits import SchedulerLimits
 from server.engine.pace import Pace
 from server.engine.pins import Pin, Pins
@@ -62,10 +62,12 @@ class Scheduler:
         copying: bool = False,
         calls: CallShape = PLAIN_CALLS,
         host: HostMemory | None = None,
+        draft: DraftInfo | None = None,
     ) -> None:
         """Take what the KV memory can do: drop the end of a sequence; let sequences share cells, or copy them.
 
-        `calls`: how they should look; `host`: where idle prefixes go when their cells are needed.
+        `calls`: how they should look; `host`: where idle prefixes go when their cells are needed; `draft`: the draft
+        model, if there is one.
         """
         self.limits = limits
         cooling = CoolingLimits(limits.cold_steps, limits.warm_cells)
@@ -86,9 +88,9 @@ class Scheduler:
         self.pace = Pace(calls.tile_rows)
         self._prefill = Prefill(limits, self.pace, calls)
         self._followers = Followers(self.pool, self.counters)
-        self._speculation: Speculation | None = None
+        self.speculation: Speculation | None = None
         if limits.draft_rows and partial_removal:
-            self._speculation = Speculation(limits, self.pace, tokenizer.eog, self.counters)
+            self.speculation = Speculation(limits, self.pace, tokenizer.eog, self.counters, draft)
         self.pins = Pins(limits, host, self.counters)
         self._preemption = Preemption(self.pool)
         self._recovery = Recovery(
@@ -205,8 +207,8 @@ class Scheduler:
             behind, halvings = self._followers.behind(), self._recovery.no_cells
             rows, decode_rows = self._prefill.step(prefilling, behind, rows, beside, halvings)
         draft_rows = 0
-        if self._speculation is not None and not self._recovery.no_cells:
-            draft_rows = self._speculation.extend(rows, [] if prefilling else decoding)
+        if self.speculation is not None and not self._recovery.no_cells:
+            draft_rows = self.speculation.extend(rows, [] if prefilling else decoding)
         if not rows:  # the one whom all others wait for has just failed
             return None
         computed = sum(len(row.tokens) for row in rows)
@@ -231,8 +233,8 @@ class Scheduler:
             sequence.computed += len(row.tokens)
             if row.outputs:
                 taken = self._accept(sequence, row, next(samples), now)
-                if row.outputs > 1 and self._speculation is not None:
-                    self._speculation.learn(sequence, row.outputs - 1, taken - 1)
+                if row.outputs > 1 and self.speculation is not None:
+                    self.speculation.learn(sequence, row.outputs - 1, taken - 1)
 
     # Details
 
@@ -272,8 +274,8 @@ class Scheduler:
         self._admitted += 1
         sequence.turn = self._admitted
         self._followers.admit(sequence, match)
-        if self._speculation is not None:
-            self._speculation.follow(sequence)
+        if self.speculation is not None:
+            self.speculation.follow(sequence)
         self.running.append(sequence)
         self.running.sort(key=attrgetter("slot"))
         self.counters["evictions"] += sum(type(edit) is Truncation for edit in place.edits)

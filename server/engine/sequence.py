@@ -7,6 +7,7 @@ from enum import IntEnum
 from server.core.events import Timings, Usage
 from server.core.request import GenerationRequest
 from server.engine.detokenizer import Detokenizer
+from server.engine.guess import Guess
 from server.engine.lookup import Lookup
 from server.engine.prefix_index import token_key
 
@@ -38,6 +39,7 @@ class Sequence:
         "computed",
         "detokenizer",
         "first_token_at",
+        "guess",
         "key",
         "leader",
         "lookup",
@@ -69,6 +71,8 @@ class Sequence:
         self.awaited = 0
         self.lookup: Lookup | None = None
         """Foresees its tokens; None: nothing is drafted."""
+        self.guess: Guess | None = None
+        """How well the draft model foresees them; None: there is none."""
         self.slot = -1
         self.turn = 0
         """Order of admission to a slot."""
@@ -94,6 +98,11 @@ class Sequence:
     def generated(self) -> int:
         """Tokens sampled and kept."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def draftable(self) -> int:
+        """Rows that a draft may have: with one token more, the answer and its reservation are full."""
+        return self.request.max_tokens - self.generated - 1
 
     @property
     def remaining(self) -> int:

@@ -153,8 +153,8 @@ def test_a_sampler_that_fails_within_a_draft_ends_it(make_driver):
     assert backend.cells(0) == driver.native_cells(0) == held + 3
 
 
-def cycles() -> list[list[int]]:
-    """The scripted model's rounds of 8 to 60 ordinary tokens, which it goes for ever."""
+def cycles(least: int = 8, most: int = 60) -> list[list[int]]:
+    """The scripted model's rounds of so many ordinary tokens, which it goes for ever."""
     following, eog = successors(SCRIPTED), vocabulary(SCRIPTED).id_of(b"<|im_end|>")
     found, seen = [], set()
     for token in range(len(following)):
@@ -163,7 +163,7 @@ def cycles() -> list[list[int]]:
             while (after := following[around[-1]]) != token:
                 around.append(after)
             seen.update(around)
-            if 8 <= len(around) <= 60 and eog not in around:
+            if least <= len(around) <= most and eog not in around:
                 found.append(around)
     return found
 
