@@ -215,7 +215,7 @@ async def test_a_draft_that_memory_was_not_planned_for_is_not_loaded(files):
     [
         {"slots": 3, "n_ctx": 600},
         {"slots": 2, "n_ctx": 1000, "kv_type": "q8_0", "kv_layout": "unified"},
-        {"slots": 4, "n_ctx": 512, "kv_cells": 700, "n_ubatch": 128},
+        {"slots": 4, "n_ctx": 200, "kv_cells": 300},
         {"slots": 1, "n_ctx": 2000, "kv_type": "q4_0", "flash_attention": "on"},
     ],
 )
