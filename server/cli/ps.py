@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from server.cli.parsing import Commands
 
 _DESCRIPTION = """\
-List the models of a running server: state, the memory that weights and KV cache take, tokens of
-one request, requests that run of those that can, and until when an idle model stays loaded.
+List the models of a running server: state, the memory that weights and KV cache take (a draft
+model's, too), tokens of one request, requests that run of those that can, and until when an idle
+model stays loaded.
 Names that share weights share that memory and those slots; in parentheses stands what an
 unloaded model would take."""
 _HEAD = ("NAME", "STATE", "MEMORY", "CONTEXT", "RUNNING", "UNTIL")

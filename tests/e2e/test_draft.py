@@ -32,6 +32,15 @@ def test_a_server_with_a_draft_model_says_the_same(tmp_path):
         server.client() as http,
     ):
         assert answers(http) == expected
+        found = re.findall(
+            r'^onegpu_engine_events_total{event="(\w+)".*} ([0-9.]+)$',
+            http.get("/metrics").text,
+            re.MULTILINE,
+        )
+        events = {name: float(count) for name, count in found}
+        # What it is tried for at least; whether it goes on depends on how long calls take.
+        assert events["draft_calls"] >= 1
+        assert 1 <= events["accepted_by_model"] <= events["drafted_by_model"]
         told = "".join(server.stderr)
         assert "is not smaller than" in told
         reports = re.findall(r"demo\.gguf: planned/allocated MiB: (.*)", told)
