@@ -11,7 +11,7 @@ import pytest
 from server.assembly.tuning.child import Child
 from server.engine.limits import SchedulerLimits
 from server.engine.trial import TrialFailed, Workload
-from server.llama.params import LlamaParams
+from server.llama.params import DraftParams, LlamaParams
 from tests.models import ModelSpec, write_model
 
 LIMITS = SchedulerLimits(slots=2, n_ctx=256, kv_cells=512, prefill_rows_decoding=16)
@@ -33,6 +33,8 @@ def test_configurations_are_measured_one_after_the_other(tmp_path) -> None:
         with pytest.raises(TrialFailed, match="cannot load"):
             child.run(LlamaParams(tmp_path / "none.gguf", slots=2, n_ctx=256), WORK, 60)
         again = child.run(LlamaParams(path, slots=2, n_ctx=256), WORK, 60)
+        drafts = DraftParams(path)
+        child.run(LlamaParams(path, slots=2, n_ctx=256, draft_rows=8, draft=drafts), WORK, 60)
         document = replace(WORK, depth=16, steps=0, document=64)
         prompts = child.run(LlamaParams(path, slots=2, n_ctx=256), document, 60)
     assert min(first.prefill, first.single or 0, first.all or 0, first.beside or 0) > 0
