@@ -6,7 +6,7 @@ Nothing here copies cells: `server.engine.parking` does, when an edit says so.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from server.engine.copy_pace import CopyPace
 from server.engine.interface import HostState
@@ -77,7 +77,7 @@ class HostBudget:
 class Entry:
     """One prefix in host memory."""
 
-    __slots__ = ("hits", "key", "last_used", "pins", "public", "scope", "state")
+    __slots__ = ("hits", "key", "last_used", "order", "pins", "public", "scope", "state")
 
     def __init__(self, scope: str, key: bytes, public: int, state: HostState, tick: int) -> None:
         """`key`: its tokens, as `token_key` makes them, one per cell of `state`; the first `public` are public."""
@@ -89,6 +89,8 @@ class Entry:
         self.hits = 0
         self.pins = 0
         """How many need it to stay; it does not go while there are any."""
+        self.order: Sequence[int] = ()
+        """Its positions as they were saved, where that matters: as `Places.order`."""
 
     @property
     def cells(self) -> int:
@@ -191,8 +193,17 @@ class HostMemory:
         self.nbytes += nbytes
         return True
 
+    def borrow(self, nbytes: int) -> bool:
+        """Take `nbytes` of what is free, for a copy that does not stay. False: it is not, and nothing goes for it."""
+        if self._closed or self.nbytes + nbytes > self._budget.share:
+            return False
+        if not self._budget.take(nbytes):
+            return False
+        self.nbytes += nbytes
+        return True
+
     def give_back(self, nbytes: int) -> None:
-        """Give back what `make_room` took and nothing came to need."""
+        """Give back what `make_room` or `borrow` took and nothing came to need, or needs any more."""
         self.nbytes -= nbytes
         self._budget.give(nbytes)
 
@@ -222,6 +233,11 @@ class HostMemory:
     def measured_out(self, cells: int, seconds: float) -> None:
         """Take what it took to save `cells` cells."""
         self._out.observe(cells, seconds)
+
+    def moving_seconds(self, cells: int) -> float | None:
+        """Return what to save `cells` cells and to copy them back should take; None before both were measured."""
+        out, back = self._out.seconds(cells), self._in.seconds(cells)
+        return None if out is None or back is None else out + back
 
     def is_worth(self, entry: Entry, rows: int) -> bool:
         """Tell whether to copy all of `entry` back is quicker than to compute `rows` rows.

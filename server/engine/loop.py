@@ -9,16 +9,16 @@ from collections import deque
 from collections.abc import Callable
 
 from server.core.clock import Clock
-from server.core.errors import EngineDead, GenerationFailed, OnegpuError
+from server.core.errors import EngineDead, OnegpuError
 from server.core.events import Event
 from server.core.request import GenerationRequest
+from server.engine.edits import Edits
 from server.engine.host_memory import HostBudget, HostMemory
 from server.engine.interface import Backend, BackendLoader, EngineState
 from server.engine.limits import SchedulerLimits
 from server.engine.pace import Work
-from server.engine.parking import Parking
 from server.engine.pins import FindPins
-from server.engine.plan import Admission, Copy, DecodeCode, Park, Restore, Suspension
+from server.engine.plan import DecodeCode
 from server.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class EngineLoop:
         self.backend: Backend | None = None
         self.scheduler: Scheduler | None = None
         self.memory: HostMemory | None = None
+        self.edits: Edits | None = None
         self.step_seconds = 0.0
         self.last_progress = clock.monotonic()
         """When a step last ended, or work came to an idle loop."""
@@ -79,7 +80,6 @@ class EngineLoop:
         self._find_pins = pins
         self._warming = False
         """Whether to look anew at what is pinned."""
-        self._parking: Parking | None = None
         self._inbox: deque[GenerationRequest | str] = deque()
         self._wake = threading.Event()
         self._rested = False
@@ -164,18 +164,15 @@ class EngineLoop:
             host=self.memory,
             draft=info.draft,
         )
-        if self.memory is not None:
-            counters = self.scheduler.counters
-            pins = self.scheduler.pins
-            self._parking = Parking(self.backend, self.memory, pins, counters, self._clock)
+        self.edits = Edits(self.backend, self.scheduler, self.memory, self._clock)
         self._warming = True
         self.load_progress = 1.0
         self.state = EngineState.READY
 
     def step(self) -> bool:
         """Do one step; False when there was nothing to do."""
-        scheduler, backend = self.scheduler, self.backend
-        if scheduler is None or backend is None:
+        scheduler, backend, edits = self.scheduler, self.backend, self.edits
+        if scheduler is None or backend is None or edits is None:
             message = "step() before load()"
             raise RuntimeError(message)
         self._drain(scheduler)
@@ -183,11 +180,12 @@ class EngineLoop:
             self._warm(scheduler)
         # Before admission: an abort may have freed the very slot that is given on now, and closing
         # it later would take the new request's sampler.
-        self._close_finished(scheduler, backend)
-        self._admit(scheduler, backend)
+        edits.close_finished()
+        edits.admit(held=self.held)
         if self._rested:
             self._rested = False
-            self._join(scheduler, backend)
+            self._join(scheduler, edits)
+        edits.move()
         plan = scheduler.plan()
         if plan is not None:
             speculation = scheduler.speculation
@@ -201,14 +199,12 @@ class EngineLoop:
                 scheduler.pace.observe(Work.of(plan.rows), now - before)
                 if speculation is not None:
                     speculation.took(plan, now - before)
-                if self.memory is not None:
-                    self.memory.row_seconds = scheduler.pace.prefill_row_seconds
-                    scheduler.counters["park_spared"] = self.memory.spared
             else:
                 log.error("A decode call ended with %s %s", result.code.name, result.reason)
+            edits.computed(plan, result)
             scheduler.apply(plan, result, now)
             self.last_progress = now
-        self._close_finished(scheduler, backend)
+        edits.close_finished()
         events = scheduler.take_events()
         if events:
             self._publish(events)
@@ -226,29 +222,7 @@ class EngineLoop:
         except Exception:
             log.exception("Pinned prompts are not computed ahead")
 
-    def _admit(self, scheduler: Scheduler, backend: Backend) -> None:
-        """Edit memory as the scheduler says, which goes on from what came of each edit."""
-        parking = self._parking
-        if self.memory is not None:
-            self.memory.trim()
-        for edit in scheduler.admit(self._clock.monotonic(), held=self.held):
-            match edit:
-                case Copy():
-                    self._copy(scheduler, backend, edit)
-                case Park():
-                    if parking is not None:
-                        parking.park(edit)
-                case Restore():
-                    if parking is not None:
-                        scheduler.restored(edit.slot, parking.restore(edit))
-                case Suspension():
-                    backend.set_aside(edit.slot, edit.request_id)
-                case _:
-                    backend.truncate(edit.slot, edit.keep)
-                    if isinstance(edit, Admission):
-                        self._open(scheduler, backend, edit)
-
-    def _join(self, scheduler: Scheduler, backend: Backend) -> None:
+    def _join(self, scheduler: Scheduler, edits: Edits) -> None:
         """Let those into the first step who come right behind its first: a burst comes one by one.
 
         Else it would compute one prompt, and all others wait for its end.
@@ -262,40 +236,8 @@ class EngineLoop:
             if not self._inbox:
                 return
             self._drain(scheduler)
-            self._close_finished(scheduler, backend)
-            self._admit(scheduler, backend)
-
-    def _copy(self, scheduler: Scheduler, backend: Backend, edit: Copy) -> None:
-        """Give a slot another's cells. Those that cannot be copied are computed."""
-        try:
-            backend.copy(edit.source, edit.slot, edit.cells)
-        except (MemoryError, RuntimeError) as error:
-            log.warning("%d cells were not copied, but are computed: %s", edit.cells, error)
-            scheduler.counters["copy_failed"] += 1
-            scheduler.restored(edit.slot, 0)
-        else:
-            scheduler.counters["copied_cells"] += 0 if backend.info.shares_cells else edit.cells
-
-    def _open(self, scheduler: Scheduler, backend: Backend, edit: Admission) -> None:
-        """Make a sampler. One that cannot be made ends its request alone."""
-        try:
-            backend.open(edit.slot, edit.request)
-        except OnegpuError as error:
-            scheduler.fail(edit.request.request_id, error)
-        except Exception as error:
-            log.exception("No sampler for %s", edit.request.request_id)
-            scheduler.fail(
-                edit.request.request_id,
-                GenerationFailed(f"The sampler could not be made: {error}"),
-            )
-        # Its slot may be given on at once: to close it later would take the next one's sampler.
-        self._close_finished(scheduler, backend)
-
-    def _close_finished(self, scheduler: Scheduler, backend: Backend) -> None:
-        for slot in scheduler.take_closed():
-            backend.close(slot)
-        for request_id in scheduler.take_forgotten():
-            backend.forget(request_id)
+            edits.close_finished()
+            edits.admit(held=self.held)
 
     def _drain(self, scheduler: Scheduler) -> None:
         now = self._clock.monotonic()

@@ -9,6 +9,7 @@ from server.core.clock import Clock
 from server.engine.host_memory import HostMemory
 from server.engine.interface import Backend
 from server.engine.pins import Pins
+from server.engine.places import Places
 from server.engine.plan import Park, Restore
 from server.engine.prefix_index import TOKEN_BYTES
 
@@ -27,6 +28,8 @@ class Parking:
         clock: Clock,
     ) -> None:
         """Count in `counters`: prefixes and bytes, both ways."""
+        self.places: Places | None = None
+        """Told what is restored, where somebody wants to know which cells are in use."""
         self._pins = pins
         self._backend = backend
         self._memory = memory
@@ -54,6 +57,8 @@ class Parking:
             return False
         memory.measured_out(cells, self._clock.monotonic() - before)
         entry = memory.add(edit.scope, edit.key, state, edit.public)
+        if self.places is not None:
+            entry.order = self.places.order(edit.slot)
         if edit.pin:
             self._pins.keep(edit.key, entry)
         self._counters["parked"] += 1
@@ -70,6 +75,8 @@ class Parking:
             self._counters["restore_failed"] += 1
             log.warning("A prefix of %d tokens was not restored, but is computed", state.cells)
             return 0
+        if self.places is not None:
+            self.places.restore(edit.slot, edit.entry.order)
         self._memory.measured(cells, self._clock.monotonic() - before)
         self._counters["restored"] += 1
         self._counters["bytes_restored"] += state.nbytes

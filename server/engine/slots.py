@@ -190,6 +190,15 @@ class SlotPool:
             *self._evict(self.kv_cells - self.reserved_cells),
         ]
 
+    def lost(self, slot: Slot) -> None:
+        """Note that a slot's cells, which nobody else held, are gone: what runs is computed again."""
+        if slot.sequence is None:
+            slot.key, slot.runs = b"", []
+            self.idle_cells = Holdings(self.slots).idle
+        else:
+            slot.sequence.computed = 0
+            slot.runs = [Run(0)]
+
     def release(self, slot: Slot) -> None:
         """Make `slot` idle; what its sequence computed stays cached."""
         sequence = slot.sequence
