@@ -27,7 +27,9 @@ _GAP_SHARE = 1 / 4
 """Of the target gap, for showing a sequence that the draft model does not know yet."""
 _GAIN = 1 / 4
 """Weight of the last call in a moving average."""
-_RELAX = 1 - 1 / 512
+_MOST_ABOVE = 2.0
+"""A call counts as no longer than so many times what was expected: another process may have had the machine."""
+_RELAX = 1 - 1 / 128
 """What calls took is believed so much less with each step in which it kept drafts away."""
 _MOST_FAILURES = 3
 """Calls that fail in a row before the draft model is given up."""
@@ -53,7 +55,11 @@ class CallTimes:
     def note(self, rows: int, seconds: float) -> None:
         """Learn from a call."""
         bucket = rows.bit_length()
-        before = self._entries.get(bucket, (float(rows), seconds))
+        before = self._entries.get(bucket)
+        if before is None:
+            before = (float(rows), seconds)
+        else:
+            seconds = min(seconds, _MOST_ABOVE * before[1])
         self._entries[bucket] = (
             before[0] + _GAIN * (rows - before[0]),
             before[1] + _GAIN * (seconds - before[1]),
