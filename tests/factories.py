@@ -504,10 +504,11 @@ class LoopHarness:
         speculation = self.scheduler.speculation
         if speculation is not None and speculation.guessing is not None and self.real is None:
             shown = speculation.guessing.drafting._held
-            for one, cells in zip(shown, backend.draft_cells, strict=True):
+            for slot, one, cells in zip(pool.slots, shown, backend.draft_cells, strict=True):
                 assert one.tokens == cells[: len(one.tokens)], "what the draft model was shown"
-                agreed = [] if one.owner is None else one.owner.tokens[: one.agreed]
-                assert one.tokens[: one.agreed] == agreed, "drafts that did not come true"
+                if slot.sequence is not None and slot.sequence.turn == one.turn:
+                    agreed = slot.sequence.tokens[: one.agreed]
+                    assert one.tokens[: one.agreed] == agreed, "drafts that did not come true"
         if not self.scheduler._edits and self.real is None:
             idle = [slot.index for slot in pool.slots if slot.sequence is None]
             running = set(range(len(pool.slots))) - set(idle)

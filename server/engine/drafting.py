@@ -91,14 +91,15 @@ class _Held:
     """What a slot of the draft model holds, as far as it is of use."""
 
     tokens: list[int] = field(default_factory=list)
-    owner: Sequence | None = None
+    turn: int = 0
+    """Whose: that of the sequence for which it was last asked."""
     scope: str = ""
     agreed: int = 0
-    """The first so many tokens are the owner's."""
+    """The first so many tokens are that sequence's."""
 
     def agree(self, sequence: Sequence) -> int:
         """Count the tokens at the beginning that `sequence` has, too. Those of another cache scope are of no use."""
-        if self.owner is sequence:
+        if self.turn == sequence.turn:
             held, tokens, agreed = self.tokens, sequence.tokens, self.agreed
             limit = min(len(held), len(tokens))
             while agreed < limit and held[agreed] == tokens[agreed]:
@@ -109,7 +110,7 @@ class _Held:
             if not request.reuse_prefix or self.scope != request.cache_scope:
                 self.tokens = []
             self.agreed = common_prefix_length(self.tokens, sequence.tokens)
-            self.owner, self.scope = sequence, request.cache_scope
+            self.turn, self.scope = sequence.turn, request.cache_scope
         return self.agreed
 
 

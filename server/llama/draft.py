@@ -38,6 +38,7 @@ class DraftModel:
         self._cells = [0] * params.slots
         self._batch = BatchBuffer(self._library.n_batch(loaded.context))
         self._unified = params.unified
+        self._on_card = params.n_gpu_layers != 0
 
     @classmethod
     def load(
@@ -99,8 +100,11 @@ class DraftModel:
         self._library.synchronize(self._context)
         return Foreseen(tokens=[self._likeliest(index) for _, index in outputs])
 
-    def warm_up(self, *, deep: bool) -> None:
-        """Decode once and forget it. Raises `ConfigError` when it fails."""
+    def warm_up(self, *, deep: bool) -> int:
+        """Decode once and forget it, at full depth only what computes on a card; return the depth in cells.
+
+        Raises `ConfigError` when it fails.
+        """
         slots = len(self._cells)
         warming = WarmUp(
             library=self._library,
@@ -111,7 +115,7 @@ class DraftModel:
             unified=self._unified,
             token=0,
         )
-        warming.run(deep=deep)
+        return warming.run(deep=deep and self._on_card)
 
     def free(self) -> None:
         """Free context and weights; harmless when repeated."""

@@ -236,3 +236,14 @@ def test_it_is_loaded_as_the_main_one_says(make_draft):
 def test_both_are_warmed_up_and_empty(make_draft):
     draft = make_draft(warmup=True)
     assert [native_cells(draft, slot) for slot in range(4)] == [0] * 4
+
+
+@layouts
+@pytest.mark.parametrize(("layers", "deep"), [(0, False), ("all", True)])
+def test_it_is_warmed_up_at_full_depth_where_it_computes_on_a_card(
+    make_draft, layout, layers, deep
+):
+    draft = make_draft(draft_params=layout | {"n_gpu_layers": layers})
+    assert (draft.warm_up(deep=True) > 64) == deep
+    assert draft.warm_up(deep=False) <= 64
+    assert [native_cells(draft, slot) for slot in range(4)] == [0] * 4
