@@ -18,6 +18,7 @@ from tests.factories import (
     answer_of,
     hashed_successor,
     make_request,
+    mostly_a,
     recite,
 )
 
@@ -179,7 +180,17 @@ def test_what_repeats_is_looked_up_and_not_asked_for():
     assert answers(harness, [request]) == [script[80:480]]
     counters = harness.scheduler.counters
     assert counters["drafted"] > 250
-    assert counters["drafted_by_model"] < 0.2 * counters["drafted"]
+    assert counters["drafted_by_model"] == counters["draft_calls"] == 0
+
+
+def test_one_that_is_too_slow_keeps_no_lookup_from_its_rows():
+    drafted = {}
+    for foresees in (None, mostly_a):
+        harness = make_harness(successor=mostly_a, foresees=foresees, draft_cost=lambda _rows: 0.2)
+        answers(harness, some_requests(2, 400))
+        counters = harness.scheduler.counters
+        drafted[foresees] = counters["drafted"] - counters["drafted_by_model"]
+    assert drafted[mostly_a] > 0.9 * drafted[None] > 100
 
 
 def test_a_long_prompt_is_shown_piece_by_piece_and_never_more_than_a_call_takes():

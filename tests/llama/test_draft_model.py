@@ -13,6 +13,7 @@ from server.core.errors import ConfigError, ModelFileError
 from server.engine.interface import DraftInfo
 from server.engine.plan import DecodeCode, Rows
 from server.llama.draft import DraftModel
+from server.llama.loading import load_backend
 from server.llama.params import DraftParams, LlamaParams
 from tests.llama.conftest import SCRIPT, SCRIPTED, layouts
 from tests.llama.driving import prompt_of
@@ -247,3 +248,35 @@ def test_it_is_warmed_up_at_full_depth_where_it_computes_on_a_card(
     assert (draft.warm_up(deep=True) > 64) == deep
     assert draft.warm_up(deep=False) <= 64
     assert [native_cells(draft, slot) for slot in range(4)] == [0] * 4
+
+
+def test_progress_never_falls_and_its_exception_stops_the_second_load_too(models):
+    path = models.path(SCRIPTED)
+    params = LlamaParams(path, draft=DraftParams(path), draft_rows=8, warmup=False)
+    seen: list[float] = []
+    load_backend(params)(seen.append).shutdown()
+    assert seen == sorted(seen)
+    begun = seen.index(1.0) + 1  # the first model is loaded
+
+    def stop(_fraction: float) -> None:
+        seen.append(1.0)
+        if len(seen) > begun:
+            raise KeyboardInterrupt
+
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        load_backend(params)(stop)
+
+
+def test_it_ends_with_the_main_model(make_draft):
+    draft = make_draft()
+    real, freed = draft._library.model_free, []
+
+    def note(model: int) -> None:
+        freed.append(model)
+        real(model)
+
+    draft._loaded = replace(draft._loaded, library=replace(draft._library, model_free=note))
+    draft.free()
+    draft.free()
+    assert freed == [draft._loaded.model]
