@@ -1,4 +1,4 @@
-"""Instructions of the engine's thread per step, counted by callgrind: exact, whatever else the machine does.
+"""Instructions of the engine's thread per step, counted by callgrind, whatever else the machine does.
 
     python scripts/count_instructions.py --streams 4,64 [--tree DIRECTORY] [--top 12]
 
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,10 +32,12 @@ def counted(tree: Path, model: Path, streams: int, steps: int, into: Path) -> Pa
     out = into / f"callgrind.{streams}"
     command = ["valgrind", "--tool=callgrind", "--dump-before=time_perf_counter"]
     command += [f"--callgrind-out-file={out}", sys.executable, "-c", _MEASURED]
-    command += [str(model), str(streams), str(steps)]
+    command += [str(model.resolve()), str(streams), str(steps)]
     paths = os.pathsep.join([str(tree), str(tree / "scripts")])
-    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "0"}
+    ended = subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, check=False
+    )
     dumps = sorted(into.glob(f"{out.name}.*"), key=lambda path: int(path.suffix[1:]))
     if ended.returncode or not dumps:
         raise SystemExit(f"valgrind ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
@@ -48,11 +51,25 @@ def instructions(dump: Path) -> int:
 
 
 def top(dump: Path, count: int) -> list[str]:
-    """Return the functions with most instructions of their own."""
-    command = ["callgrind_annotate", "--threshold=100", str(dump)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    lines = re.findall(r"^ *[\d,]+ \( ?[\d.]+%\) .*$", told, re.MULTILINE)
-    return [line for line in lines if "PROGRAM TOTALS" not in line][:count]
+    """Return the functions with most instructions of their own, and their share."""
+    names: dict[str, str] = {}
+    own: Counter[str] = Counter()
+    function, called = "", False
+    for line in dump.read_text("utf-8").splitlines():
+        if line.startswith("fn="):
+            number, _, name = line[3:].partition(" ")
+            function = names.setdefault(number, name).partition("'")[0]
+        elif line.startswith("cfn="):
+            number, _, name = line[4:].partition(" ")
+            names.setdefault(number, name)
+        elif line.startswith("calls="):
+            called = True  # the next line has what the called function took
+        elif line[:1] in {*"+-*0123456789"}:
+            if not called:
+                own[function] += int(line.split()[-1])
+            called = False
+    whole = sum(own.values())
+    return [f"{cost / whole:6.1%} {name}" for name, cost in own.most_common(count)]
 
 
 def main() -> None:
@@ -72,7 +89,7 @@ def main() -> None:
             each = instructions(dump) / options.steps
             print(f"{streams:3} streams  {each:12,.0f} a step  {each / streams:10,.0f} a row")
             for line in top(dump, options.top):
-                print(f"    {line.strip()}")
+                print(f"    {line}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ _EXTRAS = 4
 """Of a call: what its outputs and contexts add."""
 _SWEEPS = 8
 """Of coordinate descent over as many unknowns."""
+_REFIT = 4
+"""Calls after which the fit is made anew where an average moves little with each."""
 
 
 class Work(NamedTuple):
@@ -123,6 +125,8 @@ class Pace:
         """Seconds per output, cell read, cell attended row by row, cell attended in tiles."""
         self._moments = [[0.0] * _EXTRAS for _ in range(_EXTRAS)]
         self._products = [0.0] * _EXTRAS
+        self._unfitted = 0
+        """Calls since the last fit."""
 
     def observe(self, work: Work, seconds: float) -> None:
         """Learn from a call that succeeded."""
@@ -145,6 +149,10 @@ class Pace:
             entry.seconds += gain * (seconds - entry.seconds)
             for index, extra in enumerate(extras):
                 entry.extras[index] += gain * (extra - entry.extras[index])
+        self._unfitted += 1
+        if entry is not None and entry.calls >= _MEMORY and self._unfitted < _REFIT:
+            return
+        self._unfitted = 0
         self._curve = self._fit()
         largest, base = self._curve[-1]
         self.prefill_row_seconds = base / largest + self._attending(largest) * largest / 2

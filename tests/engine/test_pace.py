@@ -174,3 +174,25 @@ def test_the_loop_tells_of_calls_that_succeeded(code, learned):
     loop.step()
     assert loop.scheduler is not None
     assert loop.scheduler.pace.step_seconds(1, 0) == learned
+
+
+def test_what_moves_little_is_fitted_once_in_four_calls(monkeypatch) -> None:
+    fits: list[Pace] = []
+    fit = Pace._fit
+
+    def counted(pace: Pace) -> list[tuple[float, float]]:
+        fits.append(pace)
+        return fit(pace)
+
+    monkeypatch.setattr(Pace, "_fit", counted)
+    pace = Pace()
+    for _ in range(16):
+        pace.observe(Work(4, 4, 100, 100), 0.05)
+    assert len(fits) >= 15, "what is new is fitted at once"
+    for _ in range(40):
+        pace.observe(Work(4, 4, 100, 100), 0.05)
+    assert len(fits) <= 16 + 40 / 4
+    # Conditions change: what is three times off begins anew.
+    for _ in range(20):
+        pace.observe(Work(4, 4, 100, 100), 0.02)
+    assert pace.seconds(Work(4, 4, 100, 100)) == pytest.approx(0.02, rel=0.1)
