@@ -17,6 +17,7 @@ from server.llama.arena import Arena
 from server.llama.batch import BatchBuffer
 from server.llama.calls import grouping, passes
 from server.llama.draft import DraftModel
+from server.llama.drawing import Workspace
 from server.llama.dry import DryPrototypes
 from server.llama.logits import FLOAT_BYTES, float_at, floats_at
 from server.llama.logprobs import LogprobReader
@@ -62,6 +63,7 @@ class LlamaBackend:
             eog=self._vocab.eog,
             suppressed=self._vocab.suppressed,
             dry=DryPrototypes(self._library, vocab_address),
+            workspace=Workspace(self._n_vocab),
         )
         self._samplers = SlotSamplers(self._source, params.slots)
         self._batch = BatchBuffer(self._library.n_batch(loaded.context))
@@ -316,7 +318,10 @@ class LlamaBackend:
         # A NaN in the hidden state makes every logit one; llama.cpp would draw some token silently.
         if math.isnan(float_at(row)):
             raise GenerationFailed("The model computed NaN: its file is damaged or overflows.")
-        token = self._library.sampler_sample(sampler.chain, self._context, index)
+        if sampler.drawing is not None:
+            token = sampler.drawing.draw(floats_at(row, self._n_vocab))
+        else:
+            token = self._library.sampler_sample(sampler.chain, self._context, index)
         # With nothing left to choose from, llama.cpp returns some token without a word.
         if token in sampler.forbidden or not math.isfinite(float_at(row + token * FLOAT_BYTES)):
             raise GenerationFailed("No token was allowed: all are forbidden or without a logit.")

@@ -3,7 +3,7 @@
 `_STAGES` maps every parameter to its `llama_sampler_init_*`, in llama.cpp's standard order
 (`common/sampling.cpp`). A sampler whose parameters are neutral is left out: each one costs a pass
 over the vocabulary. `llama_sampler_sample` accepts the token that it drew, so nothing has to be
-accepted after it.
+accepted after it. Who draws from the whole vocabulary has no chain (`server.llama.drawing`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from server.core.request import GenerationRequest, SamplingParams
+from server.llama.drawing import Drawing, Workspace
 from server.llama.dry import DryPrototypes, DrySettings
 from server.llama.native import Address, Library, LogitBias
 
@@ -41,6 +42,7 @@ class SamplerSource:
     suppressed: tuple[int, ...]
     """Tokens that the model file forbids (`tokenizer.ggml.suppress_tokens`)."""
     dry: DryPrototypes
+    workspace: Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +192,17 @@ _STAGES: tuple[_Stage, ...] = (
 )
 
 
+_DRAWN = frozenset({"logit_bias", "top_p", "min_p", "temperature", "dist"})
+"""What `Drawing` does."""
+
+
 @dataclass(slots=True)
 class Sampler:
-    """A chain and what the backend must know about it. `free` it before the model."""
+    """A chain, or what draws in its place, and what the backend must know about it. `free` it before the model."""
 
     chain: Address
+    drawing: Drawing | None
+    """None: the chain draws."""
     stages: tuple[str, ...]
     seed: int
     forbidden: frozenset[int]
@@ -249,20 +257,30 @@ def make_sampler(source: SamplerSource, request: GenerationRequest) -> Sampler:
     if seed == _NATIVE_RANDOM_SEED:
         seed = _NATIVE_RANDOM_SEED - 1
     context = _Context(source, params, seed, _bias_of(source, request))
-    library = source.library
+    stages = [stage for stage in _STAGES if stage.wanted(context)]
+    names = tuple(stage.name for stage in stages)
+    chain, drawing = 0, None
+    if "dist" in names and _DRAWN.issuperset(names) and not params.dynatemp_range:
+        drawing = Drawing(source.workspace, params, context.bias, seed)
+    else:
+        chain = _chain(context, stages, request.prompt)
+    forbidden = frozenset(token for token, value in context.bias.items() if value == -math.inf)
+    free = source.library.sampler_free
+    return Sampler(chain, drawing, names, seed, forbidden, request.logprobs, free)
+
+
+def _chain(context: _Context, stages: Sequence[_Stage], prompt: Sequence[int]) -> Address:
+    """Make what llama.cpp draws with."""
+    library = context.source.library
     chain = library.sampler_chain_init(library.sampler_chain_default_params())
-    stages: list[str] = []
     try:
-        for stage in _STAGES:
-            if stage.wanted(context):
-                library.sampler_chain_add(chain, stage.make(context))
-                stages.append(stage.name)
-        _prime(library, chain, request.prompt, max(context.penalties_window, context.dry_window))
+        for stage in stages:
+            library.sampler_chain_add(chain, stage.make(context))
+        _prime(library, chain, prompt, max(context.penalties_window, context.dry_window))
     except BaseException:
         library.sampler_free(chain)
         raise
-    forbidden = frozenset(token for token, value in context.bias.items() if value == -math.inf)
-    return Sampler(chain, tuple(stages), seed, forbidden, request.logprobs, library.sampler_free)
+    return chain
 
 
 def _prime(library: Library, chain: Address, prompt: Sequence[int], window: int) -> None:
