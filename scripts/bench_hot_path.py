@@ -3,7 +3,7 @@
 Way in: parse the body, render the template, tokenize about 500 tokens, admit and submit, with the
 real model's vocabulary and template; one chat at a time, the engine idle before each.
 Engine thread: scheduler, batch, sampling wrappers, detokenizer and events, with C calls that return
-at once, so that what is left is Python.
+at once, so that what is left is Python. Draws without `top_k` from 152,000 tokens, by llama.cpp and by arrays.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.decision import decisions
+from bench.draws import draws
 from server.api.body import parse_model
 from server.api.schemas.chat import ChatRequest
 from server.assembly.parts import Parts, build
 from server.core.clock import SystemClock
-from server.core.request import GenerationRequest
+from server.core.request import GenerationRequest, SamplingParams
 from server.engine.limits import SchedulerLimits
 from server.engine.loop import EngineLoop
 from server.gateway.principal import Principal
@@ -118,8 +119,9 @@ def engine_step(model: Path, streams: int, steps: int) -> float:
         lambda _state: None,
     )
     loop.load()
+    sampling = SamplingParams(top_k=40)  # so that the token comes from the library
     for number in range(streams):
-        loop.submit(GenerationRequest(f"r{number}", [token], 1000))
+        loop.submit(GenerationRequest(f"r{number}", [token], 1000, sampling))
     for _ in range(10):
         loop.step()
     begin = time.perf_counter()
@@ -157,6 +159,9 @@ async def report(parts: Parts, model: Path, rounds: int) -> None:
         print(
             f"  {slots:3} slots   p50 {statistics.median(ranked) * 1e6:5.0f} µs, p95 {p95 * 1e6:5.0f} µs"
         )
+    print("a draw without top_k from 151,936 tokens: llama.cpp's samplers, and arrays")
+    for name, chained, arrays in draws(rounds):
+        print(f"  {name:27}  {chained * 1e3:5.2f} ms   {arrays * 1e3:5.2f} ms")
 
 
 def main() -> None:
