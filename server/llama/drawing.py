@@ -74,9 +74,8 @@ class Drawing:
         weights = space.weights[: space.n_vocab]
         kept = self._kept(logits, highest, weights)
         np.subtract(logits, highest, out=weights)
-        with np.errstate(
-            over="ignore"
-        ):  # next to no temperature: all but the likeliest have no weight
+        # With next to no temperature all but the likeliest overflow, and have no weight.
+        with np.errstate(over="ignore"):
             np.multiply(weights, self._scale, out=weights)
         np.exp(weights, out=weights)
         if kept is not None:

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from server.core.events import Finished, FinishReason
-from server.core.request import SamplingParams
 from server.engine.host_memory import HostBudget
 from server.llama.params import DraftParams
 from tests.factories import LoopHarness, make_limits, make_request
 from tests.llama.conftest import SCRIPTED, layouts
 from tests.llama.driving import GREEDY, prompt_of
-from tests.llama.test_drafts import HOT, cycles
+from tests.llama.test_drafts import cycles, hot_requests
 from tests.models import follow
 
 pytestmark = pytest.mark.native
@@ -141,16 +140,7 @@ def test_several_streams_say_what_they_would_without(make_harness, layout, draft
 @pytest.mark.parametrize("draft", [SCRIPTED, OTHER], ids=["same", "other"])
 def test_the_same_seed_says_the_same_with_a_draft_model_and_without(make_harness, layout, draft):
     """Logits of the scripted model depend on the last token alone."""
-    around = cycles()[0]
-    requests = [
-        make_request(
-            around[:number],
-            300,
-            sampling=SamplingParams(temperature=HOT, seed=number),
-            ignore_eos=True,
-        )
-        for number in range(1, 5)
-    ]
+    requests = hot_requests()
     plain = serve(make_harness(None, layout), requests)
     harness = make_harness(draft, layout)
     assert serve(harness, requests) == plain

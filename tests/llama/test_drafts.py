@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.core.request import SamplingParams
+from server.core.request import GenerationRequest, SamplingParams
 from server.engine.plan import DecodeCode, Rows, StepPlan
 from tests.factories import LoopHarness, make_limits, make_request
 from tests.llama.conftest import SCRIPTED, layouts
@@ -22,6 +22,7 @@ HOT = 2.2
 SAMPLERS = [
     GREEDY,
     SamplingParams(temperature=1.0, seed=7),
+    SamplingParams(temperature=2.0, top_p=0.9, min_p=0.01, seed=14),
     SamplingParams(temperature=3.0, top_k=40, top_p=0.9, min_p=0.01, seed=8),
     SamplingParams(temperature=2.0, repeat_penalty=1.3, presence_penalty=0.5, seed=9),
     SamplingParams(temperature=2.0, dry_multiplier=0.8, dry_allowed_length=1, seed=10),
@@ -168,6 +169,20 @@ def cycles(least: int = 8, most: int = 60) -> list[list[int]]:
     return found
 
 
+def hot_requests() -> list[GenerationRequest]:
+    """Four with seeds of their own that leave the round again and again."""
+    around = cycles()[0]
+    return [
+        make_request(
+            around[:number],
+            300,
+            sampling=SamplingParams(temperature=HOT, seed=number),
+            ignore_eos=True,
+        )
+        for number in range(1, 5)
+    ]
+
+
 def serve(
     make_driver: Any, layout: Any, requests: Any, **params: Any
 ) -> tuple[list[list[int]], Any]:
@@ -211,18 +226,9 @@ def test_served_text_that_repeats_equals_what_the_script_says(make_driver, layou
 @layouts
 def test_the_same_seed_says_the_same_with_and_without_drafts(make_driver, layout):
     """Hot enough to leave the round again and again."""
-    around = cycles()[0]
-    requests = [
-        make_request(
-            around[:number],
-            300,
-            sampling=SamplingParams(temperature=HOT, seed=number),
-            ignore_eos=True,
-        )
-        for number in range(1, 5)
-    ]
+    requests = hot_requests()
     plain, _ = serve(make_driver, layout, requests, draft_rows=0)
     drafted, scheduler = serve(make_driver, layout, requests, draft_rows=16)
     assert drafted == plain
     assert scheduler.counters["drafted"] > scheduler.counters["accepted"] > 100
-    assert len({token for said in plain for token in said}) > len(around)
+    assert len({token for said in plain for token in said}) > len(cycles()[0])
