@@ -7,6 +7,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from server.core.errors import GenerationFailed
 from server.core.events import Event
@@ -18,6 +19,7 @@ from server.engine.loop import EngineLoop
 from server.engine.pins import FindPins
 from server.engine.plan import CallShape, DecodeCode, Foreseen, Rows, Sample, StepPlan, StepResult
 from server.engine.scheduler import Scheduler
+from server.llama.grammar import LlamaGrammars
 
 N_VOCAB = 258
 EOG = 257
@@ -64,6 +66,10 @@ class ByteTokenizer:
     marker_tokens: Mapping[str, int] = {}
     bos_text = ""
     eos_text = "<|end|>"
+
+    @cached_property
+    def grammars(self) -> LlamaGrammars:
+        return LlamaGrammars(self)
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False

@@ -7,6 +7,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from server.core.errors import EngineDead, InvalidRequest, ModelLoading, OnegpuError
 from server.core.events import (
@@ -23,6 +24,7 @@ from server.core.events import (
 )
 from server.core.request import GenerationRequest
 from server.engine.interface import EngineState, EngineStatus, ModelInfo, SlotView, Watch
+from server.llama.grammar import LlamaGrammars
 
 CONTROL = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
 MARKERS = {
@@ -96,6 +98,10 @@ class FakeTokenizer:
         self._all = _splitter(special)
         self._marks = _splitter(self.marker_tokens)
         self.calls = 0
+
+    @cached_property
+    def grammars(self) -> LlamaGrammars:
+        return LlamaGrammars(self)
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False

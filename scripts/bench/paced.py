@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import uvloop
@@ -25,6 +26,7 @@ from server.engine.limits import SchedulerLimits
 from server.engine.plan import Foreseen, Rows, Sample, StepPlan, StepResult
 from server.gateway.host import HostSpec
 from server.gateway.prompter import Prompter
+from server.llama.grammar import LlamaGrammars
 from server.settings import load
 from server.supervisor.listening import listen
 
@@ -41,6 +43,11 @@ class Bytes:
     marker_tokens: Mapping[str, int] = {}
     bos_text = ""
     eos_text = ""
+
+    @cached_property
+    def grammars(self) -> LlamaGrammars:
+        """What compiles grammars over it."""
+        return LlamaGrammars(self)
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,34 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """How reasoning is told from the answer, by token ids. It comes first, if at all, between two markers."""
+
+    start: int
+    """Opens it, as the first token of all."""
+    end: int
+    """Closes it; the answer follows."""
+    inside: bool = False
+    """The prompt's end has opened it already."""
+    budget: int | None = None
+    """Most tokens between the markers; None: no limit of its own."""
+    closing: tuple[int, ...] = ()
+    """What follows the last of them in place of the model's own tokens; `end` is in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the answer must look like. Reasoning is free; what follows it is not."""
+
+    grammar: Any
+    """A `CompiledGrammar` of the model's own `Grammars`."""
+    trigger: int | None = None
+    """The token that the grammar begins with: what comes before is free. None: it holds from the first token on."""
+    once: bool = False
+    """With a trigger: the answer ends after the first match."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to generate. `n` choices of one API request are `n` of these."""
 
@@ -58,7 +87,11 @@ class GenerationRequest:
     """Most tokens to generate, at least 1; `len(prompt) + max_tokens <= n_ctx`."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it."""
+    """Texts that end the answer; they are not part of it. Within reasoning they end nothing."""
+    thinking: Thinking | None = None
+    """None: the model does not reason, or has done so in the prompt."""
+    constraint: Constraint | None = None
+    """None: any text."""
     ignore_eos: bool = False
     logprobs: int | None = None
     """None: no log-probabilities. k ≥ 0: of the sampled token and of the k likeliest."""

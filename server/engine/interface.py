@@ -9,6 +9,7 @@ from typing import Protocol
 
 from server.core.events import Event
 from server.core.request import GenerationRequest
+from server.engine.grammar import Grammars
 from server.engine.plan import PLAIN_CALLS, CallShape, Foreseen, Rows, StepPlan, StepResult
 
 
@@ -80,6 +81,11 @@ class Tokenizer(Protocol):
     @property
     def marker_tokens(self) -> Mapping[str, int]:
         """Text → id of user-defined tokens that do stand for text, such as `<think>`."""
+        ...
+
+    @property
+    def grammars(self) -> Grammars:
+        """What compiles grammars over it."""
         ...
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from server.gateway.principal import Principal
 
@@ -40,6 +40,28 @@ class TokenPrompt:
 
 
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """What an answer must look like, as the request says it; not compiled yet."""
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark", "gbnf"]
+    value: Any
+    """The schema as a JSON value, the expression or grammar as text, or the choices; None for `json_object`."""
+    param: str
+    """The request's field that it comes from: errors name it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether tools are called."""
+
+    mode: Literal["none", "auto", "required", "named"] = "auto"
+    name: str | None = None
+    """The one to call, where `mode` is `named`."""
+    parallel: bool = True
+    """Whether one answer may have several calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +101,10 @@ class GenerationSpec:
     """Equal for requests that say the same, whoever sends them; empty where there is no body."""
     fallback: bool = True
     """Whether another model may answer where this one cannot."""
+    output: OutputForm | None = None
+    """None: any text."""
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    thinking_budget: int | None = None
+    """Most tokens of reasoning, the markers not counted; None: no limit of its own."""
     forward: Forward | None = None
     """The request for a remote; None: it has no form that a remote knows."""

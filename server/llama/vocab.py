@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from server.core.errors import EngineDead, InvalidRequest, ModelFileError
 from server.llama.cutting import Cutter
+from server.llama.grammar import LlamaGrammars
 from server.llama.native import Address, Library
 
 _UNKNOWN = 1 << 0
@@ -66,6 +67,8 @@ class LlamaVocab:
         self._add_bos = library.vocab_get_add_bos(vocab)
         self.bos_text = self._text_of(library.vocab_bos(vocab))
         self.eos_text = self._text_of(library.vocab_eos(vocab))
+        self.grammars = LlamaGrammars(self)
+        """What compiles grammars over it."""
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False

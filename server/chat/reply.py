@@ -1,0 +1,55 @@
+"""What an answer's text consists of, once it is taken apart: reasoning, content, calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Tool = Mapping[str, Any]
+"""A tool in the OpenAI form: `{"type": "function", "function": {"name", "description", "parameters", "strict"}}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """More of what the model thought before it answered."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """More of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallOpened:
+    """A call begins. Calls are counted from 0 and do not overlap."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """More of the JSON text of a call's arguments."""
+
+    index: int
+    text: str
+
+
+Part = Reasoning | Content | CallOpened | CallArguments
+
+
+class ReplyParser(Protocol):
+    """Takes one answer apart while it comes, however it is cut."""
+
+    def push(self, text: str) -> list[Part]:
+        """Take more text; return what is certain by now. Neighbours of one kind are one part."""
+        ...
+
+    def close(self) -> list[Part]:
+        """The text has ended: return what was held back."""
+        ...
