@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -48,6 +49,8 @@ _STRUCTURE = tuple(
     f"<{slash}{name}>" for name in ("think", "tool_call", "tool_response") for slash in ("", "/")
 )
 
+_PROBE = "probe_of_tools"
+
 Message = Mapping[str, Any]
 
 
@@ -72,8 +75,14 @@ class ChatTemplate:
             "eos_token": tokenizer.eos_text,
         }
         self._template = None if source is None else _compile(source, now)
-        self._objects = False
+        self._objects = False  # while it is found out
         self._objects = self._template is not None and self._wants_objects()
+        self.variables = _variables(self._template, source)
+        """Names that the template looks for, such as `enable_thinking`."""
+        self.takes_tools = "tools" in self.variables and self._shows_tools()
+        """Whether it tells the model about tools."""
+        self.thinks = any(mark in (source or "") for mark in ("<think>", "</think>"))
+        """Whether it knows of thoughts between `<think>` and `</think>`."""
 
     def encode(
         self,
@@ -150,18 +159,37 @@ class ChatTemplate:
         return {**message, "tool_calls": [_with_object_arguments(call) for call in calls]}
 
     def _wants_objects(self) -> bool:
-        """Tell whether the template writes arguments given as a string wrongly, as most do."""
-        arguments = '{"key": "value"}'
-        function = {"name": "probe", "arguments": arguments}
-        call = {"id": "call00001", "type": "function", "function": function}
-        messages: list[Message] = [
-            {"role": "user", "content": "probe"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ]
+        """Tell whether the template writes arguments given as a string wrongly, as most do.
+
+        Where both forms come out alike the string is better: it is what the model wrote.
+        """
+        text = '{"key": "value"}'
         try:
-            return arguments not in self.render(messages)
+            as_text = self._show_arguments(text)
         except InvalidRequest:
             return True
+        try:
+            as_object = self._show_arguments(json.loads(text))
+        except InvalidRequest:
+            return text not in as_text
+        written_as_python = str(json.loads(text)) in as_object
+        return text not in as_text or not (as_text == as_object or written_as_python)
+
+    def _show_arguments(self, arguments: Any) -> str:
+        function = {"name": "probe", "arguments": arguments}
+        call = {"id": "call00001", "type": "function", "function": function}
+        user = {"role": "user", "content": "probe"}
+        return self.render([user, {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+    def _shows_tools(self) -> bool:
+        user, system = ({"role": role, "content": "probe"} for role in ("user", "system"))
+        schema = {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}}
+        function = {"name": _PROBE, "description": "probe", "parameters": schema}
+        for messages in ([user], [system, user]):
+            with contextlib.suppress(InvalidRequest):
+                if _PROBE in self.render(messages, [{"type": "function", "function": function}]):
+                    return True
+        return False
 
 
 class _Generation(Extension):
@@ -189,6 +217,12 @@ def _compile(source: str, now: Callable[[], datetime]) -> jinja2.Template:
         return environment.from_string(source)
     except jinja2.TemplateError as error:
         raise ModelFileError(f"The model's chat template does not compile: {error}") from error
+
+
+def _variables(template: jinja2.Template | None, source: str | None) -> frozenset[str]:
+    if template is None or source is None:
+        return frozenset()
+    return frozenset(meta.find_undeclared_variables(template.environment.parse(source)))
 
 
 def _tojson(
@@ -239,7 +273,8 @@ def _with_object_arguments(call: Any) -> Any:
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"])
+        # Some clients leave the text empty where a call has no arguments.
+        arguments = json.loads(function["arguments"].strip() or "{}")
     except ValueError:
         return call
     return {**call, "function": {**function, "arguments": arguments}}

@@ -112,3 +112,77 @@ def test_reasoning_is_counted_between_the_markers():
     assert opened.count == 3
     assert not ReasoningCounter(MARKERS, [259, 260]).inside
     assert not ReasoningCounter({}, [1]).inside
+
+
+NEEDS_SYSTEM = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}{{ tools }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "takes"),
+    [
+        (CHAT_TEMPLATE, True),
+        (NEEDS_SYSTEM, True),
+        (
+            "{% for tool in tools %}{{ tool.function.parameters.properties.x.type }}{% endfor %}",
+            False,
+        ),
+        ("{% if tools %}{{ raise_exception('no place for tools') }}{% endif %}", False),
+        ("{{ messages[0].content }}", False),
+        (None, False),
+    ],
+)
+def test_a_template_takes_tools_when_it_shows_them(source, takes):
+    assert ChatTemplate(source, FakeTokenizer()).takes_tools is takes
+
+
+def test_what_a_template_looks_for():
+    source = "{% set x = a.b %}{{ x }}{{ strftime_now('%Y') }}{{ enable_thinking | default(true) }}"
+    assert ChatTemplate(source, FakeTokenizer()).variables == {"a", "enable_thinking"}
+    bare = ChatTemplate(None, FakeTokenizer(control={}, markers={}))
+    assert bare.variables == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("source", "thinks"),
+    [
+        ("{{ '<think>' }}", True),
+        ("{{ x.split('</think>') }}", True),
+        ("{{ 'think' }}", False),
+        (None, False),
+    ],
+)
+def test_a_template_that_knows_of_thoughts(source, thinks):
+    assert ChatTemplate(source, FakeTokenizer()).thinks is thinks
+
+
+ARGUMENTS = '{"key":"value"}'
+AS_GIVEN = "{{ a if a is string else a | tojson }}"
+PROMPTED = (
+    "{% for m in messages %}{% for c in m.tool_calls %}{% set a = c.function.arguments %}BODY"
+)
+ENDED = PROMPTED + "{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("body", "rendered"),
+    [
+        (AS_GIVEN, ARGUMENTS),
+        ("{{ a }}", ARGUMENTS),
+        ("{{ '' + a }}", ARGUMENTS),
+        ("{{ a | tojson }}", '{"key": "value"}'),
+        ("{{ a.items() | first | join('=') }}", "key=value"),
+        ("{{ a if a is string else a.items() | first | join('=') }}", "key=value"),
+    ],
+)
+def test_arguments_are_given_in_the_form_that_the_template_writes_right(body, rendered):
+    call = {"type": "function", "function": {"name": "f", "arguments": ARGUMENTS}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert render(ENDED.replace("BODY", body), messages) == rendered
+
+
+def test_empty_arguments_are_an_empty_object():
+    call = {"type": "function", "function": {"name": "f", "arguments": ""}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert render(ENDED.replace("BODY", "{{ a | tojson }}"), messages) == "{}"
