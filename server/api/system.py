@@ -13,9 +13,10 @@ from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
 from server.api.disconnect import unless_disconnected
 from server.api.parts import Parts
+from server.api.schemas.base import ApiModel
 from server.api.schemas.chat import ChatFields
-from server.api.schemas.common import ApiModel
 from server.api.schemas.system import DetokenizeRequest, TokenizeRequest
+from server.api.strict import is_strict
 from server.core.errors import InvalidRequest, ModelLoading
 from server.engine.interface import Tokenizer
 from server.gateway.encoding import compose
@@ -84,7 +85,7 @@ def _tools_router(parts: Parts) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         """Text to token ids."""
         body = await read_model(request, TokenizeRequest, pause)
-        headers = _ignored(parts, body)
+        headers = _ignored(parts, request, body)
 
         async def work() -> Response:
             async with parts.service.using(body.model, principal_of(request)) as (_, lease):
@@ -96,7 +97,7 @@ def _tools_router(parts: Parts) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """Token ids to text."""
         body = await read_model(request, DetokenizeRequest, pause)
-        headers = _ignored(parts, body)
+        headers = _ignored(parts, request, body)
 
         async def work() -> bytes:
             async with parts.service.using(body.model, principal_of(request)) as (_, lease):
@@ -110,7 +111,7 @@ def _tools_router(parts: Parts) -> APIRouter:
     async def apply_template(request: Request) -> Response:
         """Messages to the prompt's text."""
         body = await read_model(request, ChatFields, pause)
-        headers = ignored_header(body.leftover(strict=parts.limits.strict))
+        headers = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
         prompt = body.prompt()
 
         async def work() -> str:
@@ -142,9 +143,9 @@ def _tokenized(tokenizer: Tokenizer, body: TokenizeRequest, headers: dict[str, s
     return _json({"tokens": listed}, headers)
 
 
-def _ignored(parts: Parts, body: ApiModel) -> dict[str, str]:
+def _ignored(parts: Parts, request: Request, body: ApiModel) -> dict[str, str]:
     names = body.unknown()
-    if names and parts.limits.strict:
+    if is_strict(request, parts.limits) and names:
         raise InvalidRequest(f"Unknown field {names[0]!r}.", param=names[0])
     return ignored_header(names)
 

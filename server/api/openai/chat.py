@@ -16,10 +16,11 @@ from server.api.openai.streaming import Writer, open_whole, stream, told_of, who
 from server.api.openai.wire import FINISH, encode
 from server.api.parts import Parts
 from server.api.schemas.chat import ChatRequest
+from server.api.strict import is_strict
+from server.api.unenforced import refuse_unenforced
 from server.core.events import Delta, Finished, SampledLogprobs
 from server.gateway.fallback import AnyGeneration
 from server.gateway.generation import Batch
-from server.gateway.principal import Principal
 from server.gateway.remote.generation import RemoteGeneration
 from server.gateway.spec import Forward, GenerationSpec
 
@@ -33,7 +34,7 @@ def chat_router(parts: Parts) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         """Answer a chat, at once or as a stream."""
         body = await read_model(request, ChatRequest, parts.limits.write_timeout)
-        spec, headers = _spec(parts, body, principal_of(request))
+        spec, headers = _spec(parts, body, request)
         with_usage = body.include_usage()
         if body.stream:
 
@@ -51,14 +52,14 @@ def chat_router(parts: Parts) -> APIRouter:
 
 
 def _spec(
-    parts: Parts, body: ChatRequest, principal: Principal
+    parts: Parts, body: ChatRequest, request: Request
 ) -> tuple[GenerationSpec, dict[str, str]]:
     body.check()
-    ignored = ignored_header(body.leftover(strict=parts.limits.strict))
+    ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
     spec = GenerationSpec(
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=body.model,
-        principal=principal,
+        principal=principal_of(request),
         prompts=[body.prompt()],
         max_tokens=body.output_limit(),
         n=body.n or 1,
@@ -67,8 +68,12 @@ def _spec(
         ignore_eos=bool(body.ignore_eos),
         logprobs=body.top(),
         reuse_prefix=body.cache_prompt is not False,
+        output=body.output(),
+        tool_choice=body.choice(),
+        thinking_budget=body.thinking(),
         forward=Forward("chat/completions", body.passed),
     )
+    refuse_unenforced(spec)
     return spec, ignored
 
 

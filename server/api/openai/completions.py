@@ -17,10 +17,11 @@ from server.api.openai.streaming import Writer, open_whole, stream, told_of, who
 from server.api.openai.wire import FINISH, LegacyLogprobs, encode
 from server.api.parts import Parts
 from server.api.schemas.completions import CompletionRequest
+from server.api.strict import is_strict
+from server.api.unenforced import refuse_unenforced
 from server.core.events import Delta, Finished, SampledLogprobs
 from server.gateway.fallback import AnyGeneration
 from server.gateway.generation import Batch, Generation
-from server.gateway.principal import Principal
 from server.gateway.remote.generation import RemoteGeneration
 from server.gateway.spec import Forward, GenerationSpec, TextPrompt
 
@@ -34,7 +35,7 @@ def completions_router(parts: Parts) -> APIRouter:
     async def completions(request: Request) -> Response:
         """Continue one or several prompts, at once or as a stream."""
         body = await read_model(request, CompletionRequest, parts.limits.write_timeout)
-        spec, headers = _spec(parts, body, principal_of(request))
+        spec, headers = _spec(parts, body, request)
         with_usage = body.include_usage()
         if body.stream:
 
@@ -57,14 +58,14 @@ def completions_router(parts: Parts) -> APIRouter:
 
 
 def _spec(
-    parts: Parts, body: CompletionRequest, principal: Principal
+    parts: Parts, body: CompletionRequest, request: Request
 ) -> tuple[GenerationSpec, dict[str, str]]:
     body.check()
-    ignored = ignored_header(body.leftover(strict=parts.limits.strict))
+    ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
     spec = GenerationSpec(
         request_id=f"cmpl-{uuid.uuid4().hex}",
         model=body.model,
-        principal=principal,
+        principal=principal_of(request),
         prompts=body.prompts(),
         max_tokens=body.max_tokens,
         n=body.n or 1,
@@ -73,8 +74,10 @@ def _spec(
         ignore_eos=bool(body.ignore_eos),
         logprobs=body.logprobs,
         reuse_prefix=body.cache_prompt is not False,
+        output=body.output(),
         forward=Forward("completions", body.passed),
     )
+    refuse_unenforced(spec)
     return spec, ignored
 
 

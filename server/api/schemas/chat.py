@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict
+from pydantic import Field
 
-from server.api.errors import field_path
-from server.api.schemas.common import GenerationFields
+from server.api.schemas.common import Count, GenerationFields
+from server.api.schemas.messages import (
+    ChatMessage,
+    message_others,
+    part_others,
+    plain_messages,
+)
+from server.api.schemas.output import top
+from server.api.schemas.tools import choice_others, other_keys, read_choice, read_tools
 from server.core.errors import InvalidRequest
-from server.gateway.spec import ChatPrompt
+from server.gateway.spec import ChatPrompt, OutputForm, ToolChoice
 
-
-@with_config(ConfigDict(extra="allow", strict=True))
-class ChatMessage(TypedDict):
-    """One message. Other fields are left to the model's template."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: NotRequired[Any]
-    name: NotRequired[str | None]
-    tool_calls: NotRequired[list[dict[str, Any]] | None]
-    tool_call_id: NotRequired[str | None]
-    reasoning_content: NotRequired[str | None]
-    reasoning: NotRequired[str | None]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatFields(GenerationFields):
@@ -34,45 +29,54 @@ class ChatFields(GenerationFields):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def prompt(self) -> ChatPrompt:
-        """Return messages with plain text content. Raises `InvalidRequest`."""
-        kwargs = dict(self.chat_template_kwargs or {})
-        if self.enable_thinking is not None:
-            kwargs.setdefault("enable_thinking", self.enable_thinking)
-        if self.reasoning_effort is not None:
-            kwargs.setdefault("reasoning_effort", self.reasoning_effort)
-        messages = [_message(number, message) for number, message in enumerate(self.messages)]
-        return ChatPrompt(messages, self._offered_tools(), kwargs)
+        """Return messages with plain text content, and the tools to show. Raises `InvalidRequest`."""
+        messages = plain_messages(self.messages)
+        tools = None if self.tools is None else read_tools(self.tools)
+        # An answer with a form of its own can call nothing: then the agent's tools are not shown either.
+        silent = self.choice().mode == "none" or (tools is None and self.output() is not None)
+        return ChatPrompt(messages, [] if silent else tools, self._template_kwargs())
 
-    def _offered_tools(self) -> list[dict[str, Any]] | None:
-        """None where the request says nothing of tools."""
-        choice = self.tool_choice
-        if choice not in (None, "none", "auto"):
+    def choice(self) -> ToolChoice:
+        """Return whether tools are called. Raises `InvalidRequest`."""
+        return read_choice(self.tool_choice, self.tools, parallel=self.parallel_tool_calls)
+
+    def output(self) -> OutputForm | None:
+        """Return what the answer must look like. Raises `InvalidRequest`, for calls beside it, too."""
+        form = super().output()
+        mode = self.choice().mode
+        if form is not None and (mode in ("required", "named") or (mode == "auto" and self.tools)):
+            name = top(form.param)
             raise InvalidRequest(
-                '\'tool_choice\' can be "auto" or "none": calls cannot be enforced yet.',
-                param="tool_choice",
+                f"{name!r} cannot be combined with tools that may be called: send "
+                "'tool_choice': \"none\", or leave one of them out.",
+                param=name,
             )
-        if choice == "none":
-            return []
-        if not self.tools:
-            return self.tools
-        for number, tool in enumerate(self.tools):
-            function = tool.get("function")
-            if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        return form
+
+    def unused(self) -> list[str]:
+        """Return the paths within fields that have no effect."""
+        names = super().unused()
+        return [*names, *choice_others(self.tool_choice), *part_others(self.messages)]
+
+    def unchecked(self) -> Iterator[str]:
+        """Yield the paths of what only the model's template sees, if anybody."""
+        yield from message_others(self.messages)
+        yield from other_keys(self.tools)
+
+    def _template_kwargs(self) -> dict[str, Any]:
+        kwargs = dict(self.chat_template_kwargs or {})
+        for name in ("enable_thinking", "reasoning_effort"):
+            value = getattr(self, name)
+            if value is not None and kwargs.setdefault(name, value) != value:
                 raise InvalidRequest(
-                    'A tool must be {"type": "function", "function": {"name": …}}.',
-                    param=field_path(("tools", number)),
+                    f"{name!r} and 'chat_template_kwargs' differ about it; send one.", param=name
                 )
-        if self.parallel_tool_calls is False:
-            raise InvalidRequest(
-                "'parallel_tool_calls': false cannot be enforced yet; leave it out.",
-                param="parallel_tool_calls",
-            )
-        return self.tools
+        return kwargs
 
 
 class ChatRequest(ChatFields):
@@ -81,7 +85,8 @@ class ChatRequest(ChatFields):
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: Any = None
+    thinking_token_budget: Count | None = None
+    thinking_budget: Count | None = None
     modalities: list[str] | None = None
 
     def output_limit(self) -> int | None:
@@ -100,70 +105,20 @@ class ChatRequest(ChatFields):
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def thinking(self) -> int | None:
+        """Return the most tokens of reasoning. Raises `InvalidRequest` for two opinions."""
+        one, other = self.thinking_token_budget, self.thinking_budget
+        if one is not None and other is not None and one != other:
+            raise InvalidRequest(
+                f"'thinking_token_budget' ({one}) and 'thinking_budget' ({other}) differ; send one.",
+                param="thinking_budget",
+            )
+        return other if one is None else one
+
     def check(self) -> None:
         """Raise `InvalidRequest` for forms of output that this server cannot give."""
-        form = self.response_format
-        if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
-            raise InvalidRequest(
-                '\'response_format\' can only be {"type": "text"}: constrained output is not '
-                "available yet.",
-                param="response_format",
-            )
         if self.modalities not in (None, ["text"]):
             raise InvalidRequest(
                 "'modalities' can only be [\"text\"]: this model writes text only.",
                 param="modalities",
             )
-
-
-def _message(number: int, message: ChatMessage) -> dict[str, Any]:
-    """Reduce a message to what templates know: plain content, no nulls, no developer."""
-    plain: dict[str, Any] = {key: value for key, value in message.items() if value is not None}
-    if plain["role"] == "developer":
-        plain["role"] = "system"
-    plain["content"] = _content(number, message)
-    if "reasoning" in plain:
-        plain.setdefault("reasoning_content", plain.pop("reasoning"))
-    for place, call in enumerate(plain.get("tool_calls", ())):
-        function = call.get("function")
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise InvalidRequest(
-                "A tool call needs a function with a name.",
-                param=field_path(("messages", number, "tool_calls", place)),
-            )
-    return plain
-
-
-def _content(number: int, message: ChatMessage) -> str:
-    content = message.get("content")
-    place: tuple[int | str, ...] = ("messages", number, "content")
-    if isinstance(content, str):
-        return content
-    if content is None:
-        if message["role"] == "assistant":
-            return ""
-        raise InvalidRequest(
-            f"The {message['role']} message needs content.", param=field_path(place)
-        )
-    if not isinstance(content, list):
-        raise InvalidRequest(
-            "Content must be a string or a list of parts.", param=field_path(place)
-        )
-    return "".join(_part((*place, index), part) for index, part in enumerate(content))
-
-
-def _part(place: tuple[int | str, ...], part: Any) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in ("text", "refusal"):
-        text = part.get(kind)
-        if isinstance(text, str):
-            return text
-        raise InvalidRequest(
-            f"The part needs {kind!r} as a string.", param=field_path((*place, kind))
-        )
-    if isinstance(kind, str):
-        raise InvalidRequest(
-            f"Parts of type {kind[:40]!r} cannot be used: this model reads text only.",
-            param=field_path(place),
-        )
-    raise InvalidRequest("A content part must be an object with a 'type'.", param=field_path(place))

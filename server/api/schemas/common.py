@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from server.api.errors import field_path
+from server.api.schemas.base import ApiModel
+from server.api.schemas.output import OutputFields, top
 from server.core.errors import InvalidRequest
+from server.gateway.spec import OutputForm
 
 MAX_STOPS = 16
 MOST_BIASES = 1024
@@ -17,21 +20,16 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-class ApiModel(BaseModel):
-    """Strict types; unknown fields are kept, so that they can be named."""
-
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
-
-    def unknown(self, prefix: str = "") -> list[str]:
-        """Paths of the fields that no schema knows."""
-        return [prefix + name for name in self.__pydantic_extra__ or ()]
-
-
 class StreamOptions(ApiModel):
     """How a stream reports."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+    def unused(self, place: str) -> list[str]:
+        """Paths of what is said without effect."""
+        names = self.unknown(f"{place}.")
+        return [*names, f"{place}.include_obfuscation"] if self.include_obfuscation else names
 
 
 class SamplingFields(ApiModel):
@@ -87,33 +85,31 @@ class SamplingFields(ApiModel):
         return given
 
 
-class GenerationFields(SamplingFields):
+class GenerationFields(SamplingFields, OutputFields):
     """What every generating request may say."""
 
-    NO_MEANING: ClassVar[frozenset[str]] = frozenset(
-        {
-            "metadata",
-            "prediction",
-            "prompt_cache_key",
-            "prompt_cache_retention",
-            "safety_identifier",
-            "service_tier",
-            "store",
-            "user",
-            "verbosity",
-        }
-    )
-    """Fields of the OpenAI API that ask for nothing this server could do differently."""
+    LABELS: ClassVar[frozenset[str]] = frozenset({"prompt_cache_key", "safety_identifier", "user"})
+    """Fields of the OpenAI API that say who asks, and ask for nothing."""
+
+    WITHOUT_EFFECT: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {
+        "metadata": (({},), "nothing is stored that it could be attached to"),
+        "prediction": ((), "answers are foreseen from the prompt alone"),
+        "prompt_cache_options": ((), "prefixes are kept as long as there is room"),
+        "prompt_cache_retention": (("in_memory",), "prefixes are kept as long as there is room"),
+        "service_tier": (("auto", "default"), "a request's class is its key's"),
+        "store": ((False,), "answers are not stored"),
+        "verbosity": (("medium",), "say it in the prompt"),
+    }
+    """Fields of the OpenAI API that this server does nothing about: values that ask for nothing, and the reason."""
 
     REFUSED: ClassVar[Mapping[str, str]] = {
         "audio": "this model writes text only",
-        "function_call": "use tools and tool_choice",
-        "functions": "use tools",
-        "grammar": "constrained output is not available",
-        "guided_json": "constrained output is not available",
-        "guided_regex": "constrained output is not available",
-        "json_schema": "constrained output is not available",
+        "function_call": "use 'tools' and 'tool_choice'",
+        "functions": "use 'tools'",
+        "guided_whitespace_pattern": "white space in JSON is fixed",
+        "moderation": "this server moderates nothing",
         "samplers": "the order of samplers is fixed",
+        "structured_outputs": "use 'response_format' or 'guided_json'",
         "web_search_options": "this server has no web search",
     }
     """Fields that cannot be honoured and change the answer, with the reason."""
@@ -156,27 +152,56 @@ class GenerationFields(SamplingFields):
 
     def passed(self) -> dict[str, Any]:
         """Return the body as it was sent, for another server: what nobody here knows is in it."""
-        return self.model_dump(exclude_unset=True)
+        return self.model_dump(exclude_unset=True, by_alias=True)
+
+    def output(self) -> OutputForm | None:
+        """Return what the answer must look like. Raises `InvalidRequest`, for `ignore_eos` with it, too."""
+        form = super().output()
+        if form is not None and self.ignore_eos:
+            raise InvalidRequest(
+                f"'ignore_eos' cannot be combined with {top(form.param)!r}: the answer ends where "
+                "its form is complete.",
+                param="ignore_eos",
+            )
+        return form
 
     def leftover(self, *, strict: bool) -> list[str]:
         """Return the fields that have no effect. Raises `InvalidRequest` for those that matter.
 
-        With `strict`, every unknown field is refused.
+        With `strict`, every one of them is refused, and what only the model's template sees, too.
         """
         extra = self.__pydantic_extra__ or {}
         for name, reason in self.REFUSED.items():
             if extra.get(name) is not None:
                 raise InvalidRequest(f"{name!r} is not supported: {reason}.", param=name)
-        names = [
-            name
-            for name, value in extra.items()
-            if name not in self.NO_MEANING and value is not None
-        ]
-        if self.stream_options is not None:
-            names += self.stream_options.unknown("stream_options.")
-        if strict and names:
-            raise InvalidRequest(f"Unknown field {names[0]!r}.", param=names[0])
+        names = [name for name in self.unknown() if not self._harmless(name, extra[name])]
+        names += self.unused()
+        if strict and (refused := next(iter(names), None) or next(self.unchecked(), None)):
+            _, reason = self.WITHOUT_EFFECT.get(refused, ((), ""))
+            told = (
+                f"{refused[:100]!r} has no effect: {reason}"
+                if reason
+                else f"Unknown field {refused[:100]!r}"
+            )
+            raise InvalidRequest(f"{told}; strict mode refuses it.", param=refused)
         return names
+
+    def unused(self) -> list[str]:
+        """Return the paths within fields that have no effect."""
+        names = []
+        if self.stream_options is not None:
+            names += self.stream_options.unused("stream_options")
+        if self.response_format is not None:
+            names += self.response_format.unused("response_format")
+        return names
+
+    def unchecked(self) -> Iterator[str]:
+        """Yield the paths of what only the model's template sees, if anybody."""
+        yield from ()
+
+    def _harmless(self, name: str, value: Any) -> bool:
+        """Tell whether a field asks for nothing."""
+        return name in self.LABELS or value in self.WITHOUT_EFFECT.get(name, ((), ""))[0]
 
 
 def _bias(given: Mapping[str, float]) -> dict[int, float]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.api.schemas.common import ApiModel
+from server.api.schemas.base import ApiModel
 
 
 class TokenizeRequest(ApiModel):
