@@ -120,7 +120,8 @@ class Scheduler:
         if request.request_id in self._by_id:
             message = f"{request.request_id} is already known"
             raise ValueError(message)
-        sequence = Sequence(request, Detokenizer(self._pieces, request.stop), now)
+        detokenizer = Detokenizer(self._pieces, request.stop, request.thinking)
+        sequence = Sequence(request, detokenizer, now)
         self._by_id[request.request_id] = sequence
         self.waiting.add(sequence)
 

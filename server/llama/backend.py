@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from server.catalog.plan import Allocated
-from server.core.errors import ConfigError, GenerationFailed
+from server.core.errors import ConfigError
 from server.core.request import GenerationRequest
 from server.engine.interface import HostState, ModelInfo
 from server.engine.plan import DecodeCode, Foreseen, Rows, Sample, StepPlan, StepResult
@@ -19,9 +18,9 @@ from server.llama.calls import grouping, passes
 from server.llama.draft import DraftModel
 from server.llama.drawing import Workspace
 from server.llama.dry import DryPrototypes
-from server.llama.logits import FLOAT_BYTES, float_at, floats_at
-from server.llama.logprobs import LogprobReader
+from server.llama.guide import Masks
 from server.llama.model import LoadedModel, free_model, read_info
+from server.llama.outputs import Outputs
 from server.llama.params import LlamaParams
 from server.llama.sampling import SamplerSource
 from server.llama.saved import SavedCells
@@ -53,8 +52,7 @@ class LlamaBackend:
         self._unified = params.unified
         self._most_outputs = params.outputs
         self._cells = [0] * params.slots
-        self._logprobs: LogprobReader | None = None
-        """Made when somebody asks for log-probabilities."""
+        self._outputs = Outputs(self._library, loaded.context, self._n_vocab)
         self._source = SamplerSource(
             library=self._library,
             vocab=vocab_address,
@@ -64,6 +62,7 @@ class LlamaBackend:
             suppressed=self._vocab.suppressed,
             dry=DryPrototypes(self._library, vocab_address),
             workspace=Workspace(self._n_vocab),
+            masks=Masks(self._vocab),
         )
         self._samplers = SlotSamplers(self._source, params.slots)
         self._batch = BatchBuffer(self._library.n_batch(loaded.context))
@@ -294,43 +293,14 @@ class LlamaBackend:
         Every draw changes the chain, so none is made for a row whose token did not come true.
         """
         slot, tokens, outputs = rows.slot, rows.tokens, rows.outputs
-        samples = [self._try(slot, index)]
+        draw, sampler = self._outputs.draw, self._samplers[slot]
+        first = rows.start + len(tokens) - outputs
+        samples = [draw(sampler, index, first, tokens[-outputs])]
         while (taken := len(samples)) < outputs and samples[-1].token == tokens[taken - outputs]:
-            samples.append(self._try(slot, index + taken))
+            samples.append(draw(sampler, index + taken, first + taken, samples[-1].token))
         if taken < outputs:
             self.truncate(slot, self._cells[slot] + taken - outputs)
         return samples
-
-    def _try(self, slot: int, index: int) -> Sample:
-        """Draw from row `index` of the batch; what goes wrong is this sequence's own failure."""
-        try:
-            return self._draw(slot, index)
-        except GenerationFailed as error:
-            return Sample(-1, error=error)
-        except Exception as error:  # noqa: BLE001 - must not take this sequence's neighbours along
-            return Sample(-1, error=GenerationFailed(f"Sampling failed: {error}"))
-
-    def _draw(self, slot: int, index: int) -> Sample:
-        sampler = self._samplers[slot]
-        row = self._library.get_logits_ith(self._context, index)
-        if sampler is None or not row:
-            raise GenerationFailed("The model gave no output for this request.")
-        # A NaN in the hidden state makes every logit one; llama.cpp would draw some token silently.
-        if math.isnan(float_at(row)):
-            raise GenerationFailed("The model computed NaN: its file is damaged or overflows.")
-        if sampler.drawing is not None:
-            token = sampler.drawing.draw(floats_at(row, self._n_vocab))
-        else:
-            token = self._library.sampler_sample(sampler.chain, self._context, index)
-        # With nothing left to choose from, llama.cpp returns some token without a word.
-        if token in sampler.forbidden or not math.isfinite(float_at(row + token * FLOAT_BYTES)):
-            raise GenerationFailed("No token was allowed: all are forbidden or without a logit.")
-        if sampler.logprobs is None:
-            return Sample(token)
-        logits = floats_at(row, self._n_vocab)
-        if self._logprobs is None:
-            self._logprobs = LogprobReader(self._n_vocab)
-        return Sample(token, self._logprobs.read(logits, token, sampler.logprobs))
 
     def warm_up(self, *, deep: bool | None = None) -> int:
         """Decode once and forget it, so that the first request waits for no page or pool.

@@ -39,7 +39,12 @@ class _Pieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         # Rust's side holds this object where Python's collector cannot see it: a cycle would stay for good.
         self._encode = weakref.WeakMethod(tokenizer.encode)
-        special = {*tokenizer.control_tokens.values(), *tokenizer.marker_tokens.values()}
+        markers = tokenizer.marker_tokens.items()
+        special = {
+            *tokenizer.control_tokens.values(),
+            # Others stand for plain text: some vocabularies have runs of spaces or line breaks as markers.
+            *(token for text, token in markers if text.startswith("<") and text.endswith(">")),
+        }
         self.eos_token_id = min(tokenizer.eog)
         self.special_token_ids: Sequence[int] = sorted(special)
         self.tokens: Sequence[bytes] = [
@@ -68,8 +73,11 @@ class LlamaGrammars:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Read the vocabulary: some 0.2 s for 152,000 tokens."""
-        pieces = cast("TokenizerWrapper", _Pieces(tokenizer))
-        self._tokenizer = LLTokenizer(pieces, eos_token=sorted(tokenizer.eog))
+        self._tokenizer: LLTokenizer | None = None
+        """None: no token ends an answer, so that none could end where its form does."""
+        if tokenizer.eog:
+            pieces = cast("TokenizerWrapper", _Pieces(tokenizer))
+            self._tokenizer = LLTokenizer(pieces, eos_token=sorted(tokenizer.eog))
         self._known: OrderedDict[GrammarSource, LlamaGrammar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -88,6 +96,8 @@ class LlamaGrammars:
         return made
 
     def _compile(self, source: GrammarSource) -> LlamaGrammar:
+        if self._tokenizer is None:
+            raise _refusal(source, "this model has no token that ends an answer.")
         try:
             matcher = LLMatcher(self._tokenizer, _text(source), log_level=0)
         except ValueError as error:

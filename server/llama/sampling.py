@@ -17,6 +17,7 @@ from typing import Any
 from server.core.request import GenerationRequest, SamplingParams
 from server.llama.drawing import Drawing, Workspace
 from server.llama.dry import DryPrototypes, DrySettings
+from server.llama.guide import Guide, Masks, make_guide
 from server.llama.native import Address, Library, LogitBias
 
 _MIN_KEEP = 1
@@ -43,6 +44,7 @@ class SamplerSource:
     """Tokens that the model file forbids (`tokenizer.ggml.suppress_tokens`)."""
     dry: DryPrototypes
     workspace: Workspace
+    masks: Masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,8 @@ class Sampler:
     forbidden: frozenset[int]
     """Tokens with a bias of -inf: drawing one means that nothing was allowed."""
     logprobs: int | None
+    guide: Guide | None
+    """None: any token may be drawn."""
     _free: Callable[[Address], None]
 
     def free(self) -> None:
@@ -253,6 +257,7 @@ def make_sampler(source: SamplerSource, request: GenerationRequest) -> Sampler:
     """
     params = request.sampling
     _check_values(params)
+    guide = make_guide(source.masks, request)
     seed = (secrets.randbits(32) if params.seed is None else params.seed) & 0xFFFFFFFF
     if seed == _NATIVE_RANDOM_SEED:
         seed = _NATIVE_RANDOM_SEED - 1
@@ -266,7 +271,7 @@ def make_sampler(source: SamplerSource, request: GenerationRequest) -> Sampler:
         chain = _chain(context, stages, request.prompt)
     forbidden = frozenset(token for token, value in context.bias.items() if value == -math.inf)
     free = source.library.sampler_free
-    return Sampler(chain, drawing, names, seed, forbidden, request.logprobs, free)
+    return Sampler(chain, drawing, names, seed, forbidden, request.logprobs, guide, free)
 
 
 def _chain(context: _Context, stages: Sequence[_Stage], prompt: Sequence[int]) -> Address:

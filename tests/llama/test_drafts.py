@@ -136,15 +136,15 @@ def test_a_sampler_that_fails_within_a_draft_ends_it(make_driver):
     sequence = driver.start(0, PROMPT)
     driver.run(1)
     backend, calls = driver.backend, []
-    real = backend._draw
+    real = backend._outputs._draw
 
-    def fail_third(slot: int, index: int) -> Any:
+    def fail_third(sampler: Any, index: int, *fed: int) -> Any:
         calls.append(index)
         if len(calls) == 3:
             raise OSError("no luck")
-        return real(slot, index)
+        return real(sampler, index, *fed)
 
-    backend._draw = fail_third
+    backend._outputs._draw = fail_third
     held = backend.cells(0)
     row = Rows(0, held, [*sequence.tokens[held:], *WANTED[1:7]], outputs=7)
     (samples,) = backend.decode(StepPlan([row])).samples
