@@ -1,0 +1,68 @@
+"""How large a schema may be, before anything walks through it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from server.chat.json_schema.refusal import Refused
+
+MAX_BYTES = 256 * 1024
+"""Of the schema as JSON."""
+MAX_DEPTH = 100
+"""Levels of objects and arrays in each other: what walks through them does so recursively."""
+MAX_VALUES = 50_000
+"""Objects, arrays and scalars."""
+MAX_COUNT = 10_000
+"""`minItems`, `maxItems`, `minProperties`, `maxProperties`: each item is a rule of the grammar."""
+MAX_LENGTH = 1_000_000
+"""`minLength`, `maxLength`, and the repetitions in a `pattern`."""
+MAX_NUMBER = 2**53
+"""Beyond it numbers are not exact in the grammar."""
+
+
+def measure(schema: Any) -> None:
+    """Raise `Refused` if the schema is larger than any walk through it should meet."""
+    level: list[Any] = [schema]
+    values = depth = 0
+    while level:
+        values += len(level)
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise Refused(f"it is nested more than {MAX_DEPTH} levels deep")
+        if values > MAX_VALUES:
+            raise Refused(f"it has more than {MAX_VALUES:,} values")
+        level = [inner for value in level for inner in _inside(value)]
+    size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    if size > MAX_BYTES:
+        raise Refused(f"it has {size:,} bytes, {MAX_BYTES:,} at most")
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused("it holds a number that is not finite")
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise Refused("it holds half of a surrogate pair")
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, list) else []
+
+
+def count(value: Any, most: int, keyword: str) -> int:
+    """Return a non-negative whole number. Raises `Refused` if it is none, or beyond `most`."""
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or value < 0:
+        raise Refused(f"'{keyword}' must be a whole number, not below 0")
+    if value > most:
+        raise Refused(f"'{keyword}' is {int(value)}, {most} at most")
+    return int(value)
+
+
+def number(value: Any, keyword: str) -> int | float:
+    """Return a number that the grammar holds exactly. Raises `Refused`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused(f"'{keyword}' must be a number")
+    if abs(value) > MAX_NUMBER:
+        raise Refused(f"'{keyword}' has a number beyond ±2^53")
+    return int(value) if isinstance(value, float) and value.is_integer() else value
