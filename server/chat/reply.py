@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,4 +52,16 @@ class ReplyParser(Protocol):
 
     def close(self) -> list[Part]:
         """The text has ended: return what was held back."""
+        ...
+
+
+class ToolForm(Protocol):
+    """How a model writes its calls, as its template has taught it."""
+
+    name: str
+    opening: str
+    """The tag that begins each call."""
+
+    def parser(self, tools: Sequence[Tool]) -> ReplyParser:
+        """Return a parser of an answer's content; `tools` tell the types of arguments."""
         ...
