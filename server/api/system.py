@@ -13,11 +13,10 @@ from server.api.access import principal_of
 from server.api.body import ignored_header, read_model
 from server.api.disconnect import unless_disconnected
 from server.api.parts import Parts
-from server.api.schemas.base import ApiModel
 from server.api.schemas.chat import ChatFields
 from server.api.schemas.system import DetokenizeRequest, TokenizeRequest
-from server.api.strict import is_strict
-from server.core.errors import InvalidRequest, ModelLoading
+from server.api.strict import ignored, is_strict
+from server.core.errors import ModelLoading
 from server.engine.interface import Tokenizer
 from server.gateway.encoding import compose
 from server.gateway.health import Verdict
@@ -85,7 +84,7 @@ def _tools_router(parts: Parts) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         """Text to token ids."""
         body = await read_model(request, TokenizeRequest, pause)
-        headers = _ignored(parts, request, body)
+        headers = ignored(request, parts.limits, body)
 
         async def work() -> Response:
             async with parts.service.using(body.model, principal_of(request)) as (_, lease):
@@ -97,7 +96,7 @@ def _tools_router(parts: Parts) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """Token ids to text."""
         body = await read_model(request, DetokenizeRequest, pause)
-        headers = _ignored(parts, request, body)
+        headers = ignored(request, parts.limits, body)
 
         async def work() -> bytes:
             async with parts.service.using(body.model, principal_of(request)) as (_, lease):
@@ -111,8 +110,8 @@ def _tools_router(parts: Parts) -> APIRouter:
     async def apply_template(request: Request) -> Response:
         """Messages to the prompt's text."""
         body = await read_model(request, ChatFields, pause)
-        headers = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
         prompt = body.prompt()
+        headers = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
 
         async def work() -> str:
             async with parts.service.using(body.model, principal_of(request)) as (served, _):
@@ -141,13 +140,6 @@ def _tokenized(tokenizer: Tokenizer, body: TokenizeRequest, headers: dict[str, s
         shown = zip(tokens, map(_piece, pieces), strict=True)
         listed = [{"id": token, "piece": piece} for token, piece in shown]
     return _json({"tokens": listed}, headers)
-
-
-def _ignored(parts: Parts, request: Request, body: ApiModel) -> dict[str, str]:
-    names = body.unknown()
-    if is_strict(request, parts.limits) and names:
-        raise InvalidRequest(f"Unknown field {names[0]!r}.", param=names[0])
-    return ignored_header(names)
 
 
 def _summary(parts: Parts) -> dict[str, Any]:

@@ -86,6 +86,13 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{}]}, "tools[0].type"),
     ({"tools": [3]}, "tools[0]"),
     ({"tools": [CALL], "parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"tools": [CALL, CALL]}, "tools[1].function.name"),
+    ({"tools": [CALL] * 10_000}, "tools"),
+    ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [CALL]}, USER]},
+        "messages[0].tool_calls[0].id",
+    ),
     ({"functions": []}, "functions"),
     ({"grammar": "root ::= x"}, "grammar"),
     ({"modalities": ["text", "audio"]}, "modalities"),

@@ -240,7 +240,7 @@ def test_tools_lose_their_nulls_and_nothing_else():
         ([USER, calling(call(), call("2")), result(None)], "messages[2].tool_call_id"),
         ([USER, calling(call()), result(), result(None)], "messages[3].tool_call_id"),
         ([USER, calling(call(), call())], "messages[1].tool_calls[1].id"),
-        ([USER, calling(call(3))], "messages[1].tool_calls[0].id"),
+        ([USER, calling(call([3])), result()], "messages[1].tool_calls[0].id"),
         ([USER, calling(call())], "messages[1].tool_calls[0].id"),
         ([USER, calling(call(), call("2")), result(), USER], "messages[1].tool_calls[1].id"),
         ([USER, calling(call()), USER, result()], "messages[1].tool_calls[0].id"),

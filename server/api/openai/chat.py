@@ -55,7 +55,6 @@ def _spec(
     parts: Parts, body: ChatRequest, request: Request
 ) -> tuple[GenerationSpec, dict[str, str]]:
     body.check()
-    ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
     spec = GenerationSpec(
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=body.model,
@@ -73,6 +72,7 @@ def _spec(
         thinking_budget=body.thinking(),
         forward=Forward("chat/completions", body.passed),
     )
+    ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
     refuse_unenforced(spec)
     return spec, ignored
 

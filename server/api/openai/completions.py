@@ -61,7 +61,6 @@ def _spec(
     parts: Parts, body: CompletionRequest, request: Request
 ) -> tuple[GenerationSpec, dict[str, str]]:
     body.check()
-    ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
     spec = GenerationSpec(
         request_id=f"cmpl-{uuid.uuid4().hex}",
         model=body.model,
@@ -77,6 +76,7 @@ def _spec(
         output=body.output(),
         forward=Forward("completions", body.passed),
     )
+    ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
     refuse_unenforced(spec)
     return spec, ignored
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from server.api.access import principal_of
 from server.api.body import read_model
 from server.api.parts import Parts
 from server.api.schemas.system import ModelRequest
+from server.api.strict import ignored
 from server.core.errors import Unavailable
 from server.gateway.aliases import Alias
 from server.gateway.host import Host
@@ -44,19 +45,21 @@ def models_router(parts: Parts) -> APIRouter:
         return _target_card(parts, router.find(model, principal), model)
 
     @router.post("/models/load")
-    async def load(request: Request) -> dict[str, Any]:
+    async def load(request: Request, response: Response) -> dict[str, Any]:
         """Load a model as soon as there is room; its card tells how far it is."""
         principal_of(request).require_admin()
         body = await read_model(request, ModelRequest, pause)
+        response.headers.update(ignored(request, parts.limits, body))
         served = parts.service.router.pick(body.model)
         parts.service.hosts.begin_load(served.host)
         return _told(served)
 
     @router.post("/models/unload")
-    async def unload(request: Request) -> dict[str, Any]:
+    async def unload(request: Request, response: Response) -> dict[str, Any]:
         """Unload a model once its last answer is complete; its card tells when it is gone."""
         principal_of(request).require_admin()
         body = await read_model(request, ModelRequest, pause)
+        response.headers.update(ignored(request, parts.limits, body))
         served = parts.service.router.pick(body.model)
         parts.service.hosts.begin_unload(served.host)
         return _told(served)
