@@ -17,8 +17,8 @@ from server.engine.interface import Tokenizer
 _FIRST, _LAST = 0x100000, 0x10FFFD
 """Supplementary private-use area B: the placeholders. The same characters from a caller are
 protected too."""
-_PRIVATE = f"{chr(_FIRST)}-{chr(_LAST)}"
-_CUT = re.compile(f"([{_PRIVATE}])")
+PRIVATE = f"{chr(_FIRST)}-{chr(_LAST)}"
+_CUT = re.compile(f"([{PRIVATE}])")
 
 
 class _Finder:
@@ -27,9 +27,9 @@ class _Finder:
     def __init__(self, texts: Iterable[str]) -> None:
         known = {text for text in texts if text}
         heads = "".join(re.escape(head) for head in sorted({text[0] for text in known}))
-        self.suspect = re.compile(f"[{heads}{_PRIVATE}]").search
+        self.suspect = re.compile(f"[{heads}{PRIVATE}]").search
         whole = f"{_trie(known)}|" if known else ""
-        self.pattern = re.compile(f"{whole}[{_PRIVATE}]")
+        self.pattern = re.compile(f"{whole}[{PRIVATE}]")
         self._prefixes = {text[:size] for text in known for size in range(1, len(text))}
         self._longest = max(map(len, known), default=1) - 1
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2 import meta, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from server.chat.abilities import Abilities, Message, find_abilities
+from server.chat.environment import LONGEST, CompiledTemplate, TooLongError
 from server.chat.guard import Guard
-from server.core.errors import InvalidRequest, ModelFileError
+from server.core.errors import InvalidRequest
 from server.engine.interface import Tokenizer
 
 CHATML = """\
@@ -49,9 +44,17 @@ _STRUCTURE = tuple(
     f"<{slash}{name}>" for name in ("think", "tool_call", "tool_response") for slash in ("", "/")
 )
 
-_PROBE = "probe_of_tools"
+_DROPPED = {
+    "system": "a system message",
+    "late_system": "a system message that is not the first",
+    "tool": "the result of a tool",
+    "function": "the result of a function",
+    "tool_calls": "a tool call",
+    "calls_beside_content": "a tool call beside content",
+}
 
-Message = Mapping[str, Any]
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Names of a message's reasoning; templates look for one of the first two."""
 
 
 class ChatTemplate:
@@ -74,13 +77,16 @@ class ChatTemplate:
             "bos_token": tokenizer.bos_text,
             "eos_token": tokenizer.eos_text,
         }
-        self._template = None if source is None else _compile(source, now)
-        self._objects = False  # while it is found out
-        self._objects = self._template is not None and self._wants_objects()
-        self.variables = _variables(self._template, source)
-        """Names that the template looks for, such as `enable_thinking`."""
-        self.takes_tools = "tools" in self.variables and self._shows_tools()
+        self._template = None if source is None else CompiledTemplate(source, now)
+        self._abilities = Abilities()  # while they are found out
+        if self._template is not None:
+            self._abilities = find_abilities(self._plain)
+        self.takes_tools = self._abilities.tools
         """Whether it tells the model about tools."""
+        self.takes_calls_together = self._abilities.calls_together
+        """Whether a message may have several calls; some templates accept one, some none."""
+        self.variables = self._template.variables if self._template else frozenset[str]()
+        """Names that the template looks for, such as `enable_thinking`."""
         self.thinks = any(mark in (source or "") for mark in ("<think>", "</think>"))
         """Whether it knows of thoughts between `<think>` and `</think>`."""
 
@@ -128,15 +134,24 @@ class ChatTemplate:
                 f"The template variable {min(taken)!r} cannot be set.",
                 param="chat_template_kwargs",
             )
+        adapted = [self._adapt(message, first=n == 0) for n, message in enumerate(messages)]
+        return self._fill(protect, adapted, tools, kwargs)
+
+    def _fill(
+        self,
+        protect: Callable[..., Any],
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        assert self._template is not None  # noqa: S101
         try:
             names = {
                 "add_generation_prompt": True,
+                "documents": None,
                 **self._names,
                 **protect(kwargs, markers=True),
-                "messages": [
-                    protect(self._adapt(message), markers=message.get("role") != "assistant")
-                    for message in messages
-                ],
+                "messages": [_protected(protect, message) for message in messages],
                 "tools": protect(tools, markers=True) if tools else None,
             }
             return self._template.render(names)
@@ -144,6 +159,12 @@ class ChatTemplate:
             raise
         except RecursionError as error:
             raise InvalidRequest("The messages are nested too deep.", param="messages") from error
+        except TooLongError as error:
+            raise InvalidRequest(
+                f"Rendered by the model's chat template the messages are longer than {LONGEST:,} "
+                "characters.",
+                param="messages",
+            ) from error
         except Exception as error:
             # Templates raise whatever Python raises for messages they were not written for.
             raise InvalidRequest(
@@ -151,101 +172,33 @@ class ChatTemplate:
                 param="messages",
             ) from error
 
-    def _adapt(self, message: Message) -> Message:
-        """Give arguments of tool calls the form that the template expects."""
+    def _plain(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        protection = self._guard.begin()
+        return protection.reveal(self._fill(protection.protect, messages, tools, {}))
+
+    def _adapt(self, message: Message, *, first: bool) -> Message:
+        """Give a message the form that the template expects; refuse what it would leave out."""
         calls = message.get("tool_calls")
-        if not self._objects or not calls:
-            return message
-        return {**message, "tool_calls": [_with_object_arguments(call) for call in calls]}
-
-    def _wants_objects(self) -> bool:
-        """Tell whether the template writes arguments given as a string wrongly, as most do.
-
-        Where both forms come out alike the string is better: it is what the model wrote.
-        """
-        text = '{"key": "value"}'
-        try:
-            as_text = self._show_arguments(text)
-        except InvalidRequest:
-            return True
-        try:
-            as_object = self._show_arguments(json.loads(text))
-        except InvalidRequest:
-            return text not in as_text
-        written_as_python = str(json.loads(text)) in as_object
-        return text not in as_text or not (as_text == as_object or written_as_python)
-
-    def _show_arguments(self, arguments: Any) -> str:
-        function = {"name": "probe", "arguments": arguments}
-        call = {"id": "call00001", "type": "function", "function": function}
-        user = {"role": "user", "content": "probe"}
-        return self.render([user, {"role": "assistant", "content": "", "tool_calls": [call]}])
-
-    def _shows_tools(self) -> bool:
-        user, system = ({"role": role, "content": "probe"} for role in ("user", "system"))
-        schema = {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}}
-        function = {"name": _PROBE, "description": "probe", "parameters": schema}
-        for messages in ([user], [system, user]):
-            with contextlib.suppress(InvalidRequest):
-                if _PROBE in self.render(messages, [{"type": "function", "function": function}]):
-                    return True
-        return False
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks training targets; for serving it is transparent."""
-
-    tags = {"generation"}  # noqa: RUF012 - the base class declares a plain set
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Return the body as it stands."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(source: str, now: Callable[[], datetime]) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _Generation],
-        autoescape=False,
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise ModelFileError(f"The model's chat template does not compile: {error}") from error
-
-
-def _variables(template: jinja2.Template | None, source: str | None) -> frozenset[str]:
-    if template is None or source is None:
-        return frozenset()
-    return frozenset(meta.find_undeclared_variables(template.environment.parse(source)))
-
-
-def _tojson(
-    value: Any,
-    indent: int | None = None,
-    *,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-    **_: Any,
-) -> str:
-    """Like transformers' filter. Never escapes beyond JSON: placeholders must survive."""
-    return json.dumps(
-        value,
-        ensure_ascii=False,
-        allow_nan=False,
-        indent=indent,
-        separators=(separators[0], separators[1]) if separators else None,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+        there = {message.get("role")}
+        if not first and message.get("role") == "system":
+            there.add("late_system")
+        if calls:
+            there |= {"tool_calls", "calls_beside_content" if message.get("content") else None}
+        if dropped := self._abilities.drops & there:
+            raise InvalidRequest(
+                f"The model's chat template has no place for {_DROPPED[min(dropped)]}: the model "
+                "would not see it.",
+                param="messages",
+            )
+        adapted = dict(message)
+        thoughts = (message[name] for name in _THOUGHTS if message.get(name) is not None)
+        if (reasoning := next(thoughts, None)) is not None:
+            adapted = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+        if calls and self._abilities.objects:
+            adapted["tool_calls"] = [_with_object_arguments(call) for call in calls]
+        if calls and not message.get("content"):
+            adapted["content"] = self._abilities.no_content
+        return adapted
 
 
 def _adds_bos(tokenizer: Tokenizer) -> bool:
@@ -268,6 +221,17 @@ def _is_structure(marker: str, source: str) -> bool:
     )
 
 
+def _protected(protect: Callable[..., Any], message: Message) -> dict[str, Any]:
+    """Templates look for markers in an answer's content, and nowhere else: there they may stay."""
+    hidden: dict[str, Any] = protect(
+        {name: value for name, value in message.items() if name != "content"}, markers=True
+    )
+    if "content" in message:
+        markers = message.get("role") != "assistant"
+        hidden["content"] = protect(message["content"], markers=markers)
+    return hidden
+
+
 def _with_object_arguments(call: Any) -> Any:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
@@ -277,4 +241,8 @@ def _with_object_arguments(call: Any) -> Any:
         arguments = json.loads(function["arguments"].strip() or "{}")
     except ValueError:
         return call
+    except RecursionError as error:
+        raise InvalidRequest(
+            "The arguments of a tool call are nested too deep.", param="messages"
+        ) from error
     return {**call, "function": {**function, "arguments": arguments}}

@@ -256,21 +256,22 @@ def test_maps_are_walked_in_the_order_of_their_keys():
 {{ range .Tools }}{{ range $name, $p := .Function.Parameters.Properties }}{{ $name }}:{{ $p.Type }} {{ end }}
 {{- .Function.Parameters.Required }} {{ range .Function.Parameters.Required }}{{ . }}{{ end }}{{ end }}
 {{- range .Messages }}{{ range .ToolCalls }}{{ range $k, $v := .Function.Arguments }} {{ $k }}={{ $v }}{{ end }}
-{{- end }}{{ if eq .Role "tool" }}{{ end }}{{ end }}"""
+{{- end }}{{ if eq .Role "tool" }} {{ .Content }}{{ end }}{{ end }}"""
 
     # Without a trim marker before them, the line ends between the actions would be written.
     assert render(source, HI, ASKED, RESULT, tools=[TOOL]) == (
-        "a:[integer null] b:integer [a b] ab a=1 b=<2>"
+        "a:[integer null] b:integer [a b] ab a=1 b=<2> 3"
     )
 
 
 def test_messages_of_one_role_in_a_row_are_joined_but_not_tool_calls():
     source = (
-        "{{ range .Messages }}{{ .Role }}({{ .Content }}{{ len .ToolCalls }}){{ end }}{{ .System }}"
+        "{{ range .Messages }}{{ .Role }}({{ .Content }}{{ len .ToolCalls }}"
+        "{{ range .ToolCalls }}{{ .Function.Name }}{{ end }}){{ end }}{{ .System }}"
     )
 
     assert render(source, SYSTEM, SYSTEM, HI, BYE, HELLO, ASKED, RESULT, RESULT) == (
-        "system(Be kind.\n\nBe kind.0)user(Hi\n\nBye0)assistant(Hello!0)assistant(1)tool(30)tool(30)"
+        "system(Be kind.\n\nBe kind.0)user(Hi\n\nBye0)assistant(Hello!0)assistant(1add)tool(30)tool(30)"
         "Be kind.\n\nBe kind."
     )
 

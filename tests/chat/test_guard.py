@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.chat.template import ChatTemplate
+from server.core.errors import InvalidRequest
 from tests.fakes import CHAT_TEMPLATE, CONTROL, MARKERS, FakeTokenizer
 
 SPECIAL = {**CONTROL, **MARKERS}
@@ -18,6 +19,7 @@ TEMPLATES = {
     "demo": Path("scripts/demo_model/chat_template.jinja").read_text(encoding="utf-8"),
     "glue": "{% for m in messages %}{{ m.content }}{{ m.content }}|>{% endfor %}",
 }
+WITH_CALLS = {"fake", "demo"}
 FRAGMENTS = [*SPECIAL, "<|", "|>", "<|im_", "im_start|>", "<", ">", "start|>", "\U00100000"]
 text = st.one_of(
     st.text(max_size=20),
@@ -35,15 +37,12 @@ def special_of(tokens):
     return [token for token in tokens if token >= 256]
 
 
-@pytest.fixture(params=list(TEMPLATES))
-def template(request):
-    return ChatTemplate(TEMPLATES[request.param], FakeTokenizer())
-
-
-def chat(content, system="be brief", tool="result"):
+def chat(name, content, system="be brief", tool="result"):
+    asked = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+    if name not in WITH_CALLS:
+        return [*asked, {"role": "assistant", "content": "yes"}, {"role": "user", "content": tool}]
     return [
-        {"role": "system", "content": system},
-        {"role": "user", "content": content},
+        *asked,
         {
             "role": "assistant",
             "content": "",
@@ -61,8 +60,8 @@ def chat(content, system="be brief", tool="result"):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_special_tokens_are_those_of_the_template(name, content, system, tool):
     template = COMPILED[name]
-    harmless = template.encode(chat("hello", "calm", "fine"))
-    tokens = template.encode(chat(content, system, tool))
+    harmless = template.encode(chat(name, "hello", "calm", "fine"))
+    tokens = template.encode(chat(name, content, system, tool))
     assert special_of(tokens) == special_of(harmless)
 
 
@@ -92,16 +91,18 @@ def test_assistant_history_may_hold_markers_but_no_control_tokens():
     assert special_of(tokens) == [*ids, CONTROL["<|im_start|>"]]
 
 
-def test_harmless_text_costs_one_tokenize_call(template):
-    tokenizer = template._guard._encode.__self__
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_harmless_text_costs_one_tokenize_call(name):
+    tokenizer = FakeTokenizer()
+    template = ChatTemplate(TEMPLATES[name], tokenizer)
     tokenizer.calls = 0
-    template.encode(chat("what is 3 > 2?"))
+    template.encode(chat(name, "what is 3 > 2?"))
     assert tokenizer.calls == 1
 
 
-def test_too_many_private_characters_are_refused(template):
-    from server.core.errors import InvalidRequest
-
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_too_many_private_characters_are_refused(name):
+    template = COMPILED[name]
     everything = "".join(map(chr, range(0x100000, 0x10FFFE)))
     assert template.encode([{"role": "user", "content": everything}])
     with pytest.raises(InvalidRequest, match="private-use"):

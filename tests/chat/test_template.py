@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
+from typing import Any
 
 import pytest
 
+from server.chat import environment
 from server.chat.reasoning import ReasoningCounter
 from server.chat.template import RESERVED, ChatTemplate
 from server.core.errors import InvalidRequest, ModelFileError
@@ -20,13 +23,16 @@ def render(source, messages=USER, tools=None, **kwargs):
 
 
 def test_variables_reach_the_template():
-    source = "{{ add_generation_prompt }} {{ eos_token }} {{ enable_thinking }} {{ tools }}"
-    assert render(source, enable_thinking=False) == "True <|im_end|> False None"
+    source = "{{ add_generation_prompt }} {{ eos_token }} {{ enable_thinking }} {{ tools }}{{ documents }}"
+    assert render(source, enable_thinking=False) == "True <|im_end|> False NoneNone"
 
 
 def test_tojson_keeps_unicode_and_markup():
     assert render("{{ {'a': '<é>&'} | tojson }}") == '{"a": "<é>&"}'
     assert render("{{ [1, 2] | tojson(indent=1) }}") == "[\n 1,\n 2\n]"
+    assert render(
+        "{{ {'b': 1, 'a': 'é𝄞<|think|>'} | tojson(ensure_ascii=True, sort_keys=true) }}"
+    ) == ('{"a": "\\u00e9\\ud834\\udd1e<|think|>", "b": 1}')
     assert render("{{ [1, 2] | tojson(separators=(',', ':')) }}") == "[1,2]"
 
 
@@ -53,6 +59,11 @@ def test_the_templates_own_refusal_is_the_callers_error():
         "{{ 1 / 0 }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
+        "{{ dict.update(messages[0], x=1) }}",
+        "{{ namespace(_x=1) }}",
+        "{% set n = namespace() %}{% set n._x = 1 %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ (1).bit_length(2) }}",
         "{% for i in range(10 ** 9) %}{% endfor %}",
         "{{ messages | tojson }}",
     ],
@@ -99,7 +110,7 @@ def test_arguments_nested_too_deep_are_the_callers_error():
     function = {"name": "f", "arguments": "[" * 100_000 + "]" * 100_000}
     call = [{"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]
     with pytest.raises(InvalidRequest, match="nested"):
-        render("{{ messages[0].tool_calls[0].function.arguments | tojson }}", call)
+        render(CALLS.replace("BODY", "{{ a | tojson }}"), call)
 
 
 def test_reasoning_is_counted_between_the_markers():
@@ -159,10 +170,9 @@ def test_a_template_that_knows_of_thoughts(source, thinks):
 
 ARGUMENTS = '{"key":"value"}'
 AS_GIVEN = "{{ a if a is string else a | tojson }}"
-PROMPTED = (
-    "{% for m in messages %}{% for c in m.tool_calls %}{% set a = c.function.arguments %}BODY"
-)
-ENDED = PROMPTED + "{% endfor %}{% endfor %}"
+CALLS = """\
+{%- for m in messages %}{% for c in m.tool_calls %}{% set a = c.function.arguments %}
+{{- c.function.name }}:BODY{% endfor %}{% endfor %}"""
 
 
 @pytest.mark.parametrize(
@@ -179,10 +189,79 @@ ENDED = PROMPTED + "{% endfor %}{% endfor %}"
 def test_arguments_are_given_in_the_form_that_the_template_writes_right(body, rendered):
     call = {"type": "function", "function": {"name": "f", "arguments": ARGUMENTS}}
     messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
-    assert render(ENDED.replace("BODY", body), messages) == rendered
+    assert render(CALLS.replace("BODY", body), messages) == f"f:{rendered}"
 
 
 def test_empty_arguments_are_an_empty_object():
     call = {"type": "function", "function": {"name": "f", "arguments": ""}}
     messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
-    assert render(ENDED.replace("BODY", "{{ a | tojson }}"), messages) == "{}"
+    assert render(CALLS.replace("BODY", "{{ a | tojson }}"), messages) == "f:{}"
+
+
+RESULT = {"role": "tool", "tool_call_id": "a", "content": "found"}
+SPEAKS = "{% for m in messages if m.role in ROLES %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"role": "system", "content": "be brief"}, "a system message that is not the first"),
+        (RESULT, "the result of a tool"),
+        ({**RESULT, "role": "function"}, "the result of a function"),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            "a tool call",
+        ),
+    ],
+)
+def test_what_a_template_would_leave_out_is_refused(message, named):
+    source = SPEAKS.replace("ROLES", "['user', 'assistant']")
+    with pytest.raises(InvalidRequest, match=re.escape(f"has no place for {named}")) as caught:
+        render(source, [*USER, message])
+    assert caught.value.param == "messages"
+
+
+def test_what_a_template_refuses_by_itself_has_its_own_words():
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('never a system') }}{% endif %}"
+    )
+    with pytest.raises(InvalidRequest, match="never a system"):
+        render(source, [{"role": "system", "content": "be brief"}, *USER])
+
+
+def test_calls_without_content_get_the_content_under_which_the_template_shows_them():
+    source = """\
+{%- for m in messages %}{% if m.role == 'assistant' and m.content is none %}
+{{- m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}{% endfor %}"""
+    assert render(source, CALLED) == "hif"
+    source = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}"
+    )
+    assert render(source + "{% endfor %}{% endfor %}", CALLED) == "hif"
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content", "thinking"])
+@pytest.mark.parametrize("read", ["reasoning_content", "thinking"])
+def test_reasoning_in_history_has_the_name_that_the_template_knows(name, read):
+    messages = [*USER, {"role": "assistant", "content": "yes", name: "hm"}]
+    source = "{% for m in messages %}{{ m.NAME }}{{ m.content }}{% endfor %}"
+    assert render(source.replace("NAME", read), messages) == "hihmyes"
+
+
+def test_indentation_of_deep_nesting_is_bounded(monkeypatch):
+    monkeypatch.setattr(environment, "LONGEST", 10_000)
+    nested: list[Any] = []
+    for _ in range(100):
+        nested = [nested]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": nested}}}]
+    with pytest.raises(InvalidRequest, match="longer than"):
+        render("{{ tools | tojson(indent=4) | length }}", USER, tools)
+    assert len(render("{{ tools | tojson }}", USER, tools)) < 300
+
+
+def test_a_long_prompt_is_bounded(monkeypatch):
+    monkeypatch.setattr(environment, "LONGEST", 10_000)
+    source = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
+    assert render(source, [{"role": "user", "content": "x" * 5000}]) == "x" * 10_000
+    with pytest.raises(InvalidRequest, match="longer than"):
+        render(source, [{"role": "user", "content": "x" * 5001}])
