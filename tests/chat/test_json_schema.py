@@ -9,30 +9,14 @@ import pytest
 
 from server.chat.json_schema import check_schema
 from server.core.errors import InvalidRequest
-from server.engine.grammar import GrammarSource
-from server.llama.grammar import LlamaGrammar
-from tests.fakes import FakeTokenizer
-
-PARAM = "response_format.json_schema.schema"
+from tests.schemas import PARAM, admits
 
 
 def written(schema: Any) -> dict[str, Any]:
     made = json.loads(check_schema(schema, PARAM))
     assert isinstance(made, dict)
-    del made["x-guidance"]
+    del made["x-guidance"], made["$defs"]
     return made
-
-
-def admits(schema: Any, *answers: str) -> list[bool]:
-    """Which of these texts the schema's grammar lets pass as a whole answer."""
-    grammars = FakeTokenizer().grammars
-    compiled = grammars.compile(GrammarSource("json_schema", check_schema(schema, PARAM)))
-    assert isinstance(compiled, LlamaGrammar)
-    found = []
-    for answer in answers:
-        matcher, tokens = compiled.begin(), list(answer.encode())
-        found.append(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
-    return found
 
 
 def nested(levels: int) -> Any:

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from server.chat.json_schema.bounds import measure
-from server.chat.json_schema.progress import check_progress
+from server.chat.json_schema.progress import progressing, without_empty
 from server.chat.json_schema.refusal import Refused
 from server.chat.json_schema.rewriting import Rewriter
 
@@ -32,8 +32,12 @@ def check_schema(schema: Any, param: str) -> str:
     try:
         measure(schema)
         written, definitions = Rewriter(schema).run()
-        check_progress(written, definitions)
+        definitions = progressing(written, definitions)
     except Refused as refused:
         raise refused.told(param) from refused
-    whole = {**({} if written is True else written), "x-guidance": _STYLE}
-    return json.dumps(whole | ({"$defs": definitions} if definitions else {}), ensure_ascii=False)
+    whole = {
+        **({} if written is True else without_empty(written, definitions)),
+        "$defs": {name: without_empty(held, definitions) for name, held in definitions.items()},
+        "x-guidance": _STYLE,
+    }
+    return json.dumps(whole, ensure_ascii=False)

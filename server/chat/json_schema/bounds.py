@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from server.chat.json_schema.refusal import Refused
 
+KINDS = ("null", "boolean", "number", "string", "array", "object")
+"""The types of JSON values; integers are numbers."""
 MAX_BYTES = 256 * 1024
 """Of the schema as JSON."""
 MAX_DEPTH = 100
@@ -20,6 +23,7 @@ MAX_LENGTH = 1_000_000
 """`minLength`, `maxLength`, and the repetitions in a `pattern`."""
 MAX_NUMBER = 2**53
 """Beyond it numbers are not exact in the grammar."""
+_CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 
 def measure(schema: Any) -> None:
@@ -66,3 +70,16 @@ def number(value: Any, keyword: str) -> int | float:
     if abs(value) > MAX_NUMBER:
         raise Refused(f"'{keyword}' has a number beyond ±2^53")
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def literal(value: Any, keyword: str) -> Any:
+    """Return a value as an answer can hold it. Raises `Refused`."""
+    if isinstance(value, dict):
+        return {name: literal(inner, keyword) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [literal(inner, keyword) for inner in value]
+    if isinstance(value, str) and _CONTROL.search(value):
+        raise Refused(f"'{keyword}' has a control character, which answers do not hold")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value, keyword)
+    return value

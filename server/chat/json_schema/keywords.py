@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
-from server.chat.json_schema.bounds import MAX_COUNT, MAX_LENGTH, count, number
+from server.chat.json_schema import applicators as combined
+from server.chat.json_schema.bounds import MAX_COUNT, MAX_LENGTH, count, literal, number
 from server.chat.json_schema.formats import FORMATS
 from server.chat.json_schema.patterns import translated
 from server.chat.json_schema.place import Place
-from server.chat.json_schema.refusal import Refused
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _DIALECTS = {
@@ -19,7 +17,6 @@ _DIALECTS = {
     "https://json-schema.org/draft/2019-09/schema",
     *(f"http://json-schema.org/draft-0{n}/schema" for n in (4, 6, 7)),
 }
-_CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 Handler = Callable[[Place, str], None]
 
@@ -49,11 +46,11 @@ def _enum(here: Place, keyword: str) -> None:
     values = here.schema[keyword]
     if not isinstance(values, list) or not values:
         raise here.refused(keyword, "must be a list with something in it")
-    here.written[keyword] = [_literal(value, keyword) for value in values]
+    here.written[keyword] = [literal(value, keyword) for value in values]
 
 
 def _const(here: Place, keyword: str) -> None:
-    here.written[keyword] = _literal(here.schema[keyword], keyword)
+    here.written[keyword] = literal(here.schema[keyword], keyword)
 
 
 def _bound(here: Place, keyword: str) -> None:
@@ -114,32 +111,17 @@ def _one(here: Place, keyword: str) -> None:
 
 
 def _some(here: Place, keyword: str) -> None:
-    here.written.setdefault(keyword, []).extend(members(here, keyword))
-
-
-def members(here: Place, keyword: str) -> list[Any]:
-    """Rewrite a list of schemas."""
-    listed = here.schema[keyword]
-    if not isinstance(listed, list) or not listed:
-        raise here.refused(keyword, "must be a list with a schema in it")
-    return [here.inner(keyword, str(i)) for i in range(len(listed))]
-
-
-def named(here: Place, keyword: str) -> dict[str, Any]:
-    """Rewrite an object of schemas."""
-    listed = here.schema[keyword]
-    if not isinstance(listed, dict):
-        raise here.refused(keyword, "must be an object")
-    return {name: here.inner(keyword, name) for name in listed}
+    here.written.setdefault(keyword, []).extend(here.inner(*keys) for keys in here.listed(keyword))
 
 
 def _properties(here: Place, keyword: str) -> None:
-    here.written[keyword] = named(here, keyword)
+    here.written[keyword] = {name: here.inner(keyword, name) for name in here.named(keyword)}
 
 
 def _patterns(here: Place, keyword: str) -> None:
     here.written[keyword] = {
-        translated(pattern, keyword): schema for pattern, schema in named(here, keyword).items()
+        translated(pattern, keyword): here.inner(keyword, pattern)
+        for pattern in here.named(keyword)
     }
 
 
@@ -149,7 +131,7 @@ def _items(here: Place, keyword: str) -> None:
         _one(here, keyword)
         return
     if listed:  # as drafts before 2020-12 wrote `prefixItems` and `items`
-        here.written["prefixItems"] = members(here, keyword)
+        here.written["prefixItems"] = [here.inner(*keys) for keys in here.listed(keyword)]
     if "additionalItems" in here.schema:
         here.written[keyword] = here.inner("additionalItems")
 
@@ -177,18 +159,6 @@ def _unique(here: Place, keyword: str) -> None:
         raise here.refused(keyword)
 
 
-def _literal(value: Any, keyword: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _literal(inner, keyword) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_literal(inner, keyword) for inner in value]
-    if isinstance(value, str) and _CONTROL.search(value):
-        raise Refused(f"'{keyword}' has a control character, which answers do not hold")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return number(value, keyword)
-    return value
-
-
 _BY_HANDLER: dict[Handler, str] = {
     _dialect: "$schema",
     _type: "type",
@@ -203,18 +173,25 @@ _BY_HANDLER: dict[Handler, str] = {
     _format: "format",
     _one: "additionalProperties",
     _items: "items",
-    _some: "allOf anyOf oneOf prefixItems",
+    _some: "allOf anyOf prefixItems",
+    combined.one_of: "oneOf",
+    combined.not_: "not",
+    combined.if_: "if",
+    combined.dependents: "dependentRequired dependentSchemas dependencies",
+    combined.contains: "contains",
+    combined.property_names: "propertyNames",
+    combined.unevaluated_properties: "unevaluatedProperties",
+    combined.unevaluated_items: "unevaluatedItems",
     _properties: "properties",
     _patterns: "patternProperties",
     _required: "required",
     _reference: "$ref $dynamicRef",
     _unique: "uniqueItems",
-    _unsupported: (
-        "$recursiveRef contains dependencies dependentRequired dependentSchemas if not propertyNames "
-        "then else unevaluatedItems unevaluatedProperties maxContains minContains"
-    ),
+    _unsupported: "$recursiveRef",
 }
 HANDLERS: dict[str, Handler] = {
     keyword: handler for handler, keywords in _BY_HANDLER.items() for keyword in keywords.split()
 }
 """Keywords that are not here say nothing about an answer and are left out."""
+PLAIN = {"type", "enum", "const", "required", *_BY_HANDLER[_bound].split()}
+"""Those without schemas in them whose values a negation takes as they are."""

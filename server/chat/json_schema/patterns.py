@@ -7,6 +7,7 @@ stands: what both can say is said in full, the rest is refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from server.chat.json_schema.bounds import MAX_LENGTH
 from server.chat.json_schema.refusal import Refused
@@ -84,7 +85,7 @@ class _Reader:
         if here == "(":
             return self._group(depth)
         if here == "[":
-            return self._class()
+            return self._listed()
         if here == ".":
             return self._written(_without(_DOT))
         if here == "\\":
@@ -132,7 +133,7 @@ class _Reader:
             raise self.refused("has a repetition whose bounds are in the wrong order")
         return f"{{{low},{'' if high is None else high}}}"
 
-    def _class(self) -> str:
+    def _listed(self) -> str:
         negated = self._peek() == "^"
         self._next += negated
         ranges: Ranges = []
@@ -152,12 +153,10 @@ class _Reader:
         return self._written(_without(ranges) if negated else ranges)
 
     def _written(self, ranges: Ranges) -> str:
-        kept = _without([*_without(ranges), *_UNWRITTEN])
+        kept = _class(ranges)
         if not kept:
             raise self.refused("matches nothing that an answer can hold")
-        if _single(kept):
-            return _character(kept[0][0])
-        return "[" + "".join(_span(low, high) for low, high in kept) + "]"
+        return kept
 
     def _member(self, here: str) -> Ranges:
         if here != "\\":
@@ -230,6 +229,13 @@ def _without(ranges: Ranges) -> Ranges:
     return [*kept, (start, _LAST)] if start <= _LAST else kept
 
 
+def _class(ranges: Ranges) -> str:
+    kept = _without([*_without(ranges), *_UNWRITTEN])
+    if _single(kept):
+        return _character(kept[0][0])
+    return "" if not kept else "[" + "".join(_span(low, high) for low, high in kept) + "]"
+
+
 def _span(low: int, high: int) -> str:
     # No range may begin or end inside the surrogates.
     low = 0xE000 if 0xD800 <= low <= 0xDFFF else low
@@ -242,3 +248,21 @@ def _span(low: int, high: int) -> str:
 def _character(code: int) -> str:
     letter = chr(code)
     return letter if letter.isascii() and letter.isalnum() else f"\\x{{{code:x}}}"
+
+
+def text_but(characters: Iterable[str]) -> str:
+    """Return, in Rust's dialect, any one character but these."""
+    return _class(_without([(ord(character), ord(character)) for character in characters]))
+
+
+def spelt(text: str) -> str:
+    """Return, in Rust's dialect, exactly this text."""
+    return "".join(_character(ord(character)) for character in text)
+
+
+def anything(least: int, most: int | None) -> str:
+    """Return, in Rust's dialect, all texts of that many characters."""
+    return f"^{text_but(())}{{{least},{'' if most is None else most}}}$"
+
+
+ANYTHING = text_but(()) + "*"

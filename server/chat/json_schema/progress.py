@@ -5,20 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from server.chat.json_schema.bounds import KINDS
 from server.chat.json_schema.refusal import Refused
 
-_TYPES = ("null", "boolean", "number", "string", "array", "object")
 _MAX_STEPS = 1_000_000
 
 Able = set[tuple[str, str]]
 """Definitions and types of which some finite value exists."""
 
 
-def check_progress(schema: Any, definitions: Mapping[str, Any]) -> None:
-    """Raise `Refused` where a reference leads to itself, or to no finite value."""
+def progressing(schema: Any, definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the definitions that some finite value matches, and `false` for the others.
+
+    Raises `Refused` where a reference leads to itself, or where no finite value matches the schema.
+    """
     _check_loops(definitions)
-    if not _some(schema, _able(definitions)):
+    able = _able(definitions)
+    if not _some(schema, able):
         raise Refused("no finite value can match it: endless recursion, or parts that contradict")
+    matched = {name for name, _ in able}
+    return {name: name in matched and held for name, held in definitions.items()}
+
+
+def without_empty(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """Write `false` for what refers to a definition that is `false`: the compiler refuses those."""
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema and definitions[target(schema)] is False:
+        return False
+    written = dict(schema)
+    for keyword, held in schema.items():
+        if keyword in ("items", "additionalProperties"):
+            written[keyword] = without_empty(held, definitions)
+        elif keyword in ("allOf", "anyOf", "prefixItems"):
+            written[keyword] = [without_empty(member, definitions) for member in held]
+        elif keyword in ("properties", "patternProperties"):
+            written[keyword] = {k: without_empty(member, definitions) for k, member in held.items()}
+    return written
 
 
 def _check_loops(definitions: Mapping[str, Any]) -> None:
@@ -43,7 +66,7 @@ def _in_place(schema: Any) -> Iterator[str]:
     if isinstance(schema, dict):
         if "$ref" in schema:
             yield target(schema)
-        for keyword in ("allOf", "anyOf", "oneOf"):
+        for keyword in ("allOf", "anyOf"):
             for member in schema.get(keyword, ()):
                 yield from _in_place(member)
 
@@ -62,7 +85,7 @@ def _able(definitions: Mapping[str, Any]) -> Able:
         before = len(able)
         order.reverse()  # chains of references go one way, mostly
         for name in order:
-            able |= {(name, kind) for kind in _TYPES if _finite(definitions[name], kind, able)}
+            able |= {(name, kind) for kind in KINDS if _finite(definitions[name], kind, able)}
         steps += size
         if len(able) == before:
             return able
@@ -77,14 +100,13 @@ def _finite(schema: Any, kind: str, able: Able) -> bool:
     here = "type" not in schema or _allows(schema["type"], kind)
     here = here and ("$ref" not in schema or (target(schema), kind) in able)
     here = here and all(_finite(member, kind, able) for member in schema.get("allOf", ()))
-    for keyword in ("anyOf", "oneOf"):
-        if here and keyword in schema:
-            here = any(_finite(member, kind, able) for member in schema[keyword])
+    if "anyOf" in schema:
+        here = here and any(_finite(member, kind, able) for member in schema["anyOf"])
     return here and all(_some(member, able) for member in _needed(schema, kind))
 
 
 def _some(schema: Any, able: Able) -> bool:
-    return any(_finite(schema, kind, able) for kind in _TYPES)
+    return any(_finite(schema, kind, able) for kind in KINDS)
 
 
 def _needed(schema: Mapping[str, Any], kind: str) -> list[Any]:

@@ -31,6 +31,7 @@ _NAMED = (
     "patternProperties",
     "properties",
 )
+_MAX_PARTS = 200
 
 
 class Document:
@@ -65,6 +66,25 @@ class Document:
             else:
                 raise KeyError(key)
         return found
+
+    def places(self, at: Pointer) -> list[Pointer]:
+        """Where all the schemas are that hold wherever the one there does, itself first."""
+        found = [at]
+        for place in found:
+            schema = self.at(place)
+            if isinstance(schema, dict):
+                if "$ref" in schema:
+                    found.append(self.resolve(schema["$ref"], place))
+                members = schema.get("allOf")
+                if isinstance(members, list):
+                    found += [(*place, "allOf", str(i)) for i in range(len(members))]
+            if len(set(found)) < len(found) or len(found) > _MAX_PARTS:
+                raise Refused("'$ref' leads to the same schema in too many ways", at)
+        return [place for place in found if isinstance(self.at(place), dict)]
+
+    def parts(self, at: Pointer) -> list[Mapping[str, Any]]:
+        """Return the schemas at `places`."""
+        return [self.at(place) for place in self.places(at)]
 
     def resolve(self, reference: Any, at: Pointer, keyword: str = "$ref") -> Pointer:
         """Return where a reference in the schema at `at` leads. Raises `Refused`."""

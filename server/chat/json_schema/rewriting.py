@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from server.chat.json_schema.keywords import HANDLERS
+from server.chat.json_schema.disjoint import Disjointness
+from server.chat.json_schema.keywords import HANDLERS, PLAIN
+from server.chat.json_schema.negation import alternatives
 from server.chat.json_schema.place import Place, Written
 from server.chat.json_schema.references import Document
 from server.chat.json_schema.refusal import Pointer, Refused
@@ -18,16 +22,18 @@ class Rewriter:
     def __init__(self, root: Any) -> None:
         """Index the document. Raises `Refused`."""
         self.document = Document(root)
-        self._names: dict[Pointer, str] = {}
-        self._pending: list[Pointer] = []
+        self.disjoint = Disjointness(self.document)
+        self._names: dict[tuple[Pointer, bool], str] = {}
+        self._pending: list[tuple[Pointer, bool]] = []
 
     def run(self) -> tuple[Any, dict[str, Any]]:
         """Return the schema and its definitions. Raises `Refused`."""
         root = self.schema(self.document.at(()), ())
         definitions = {}
         while self._pending:
-            at = self._pending.pop()
-            definitions[self._names[at]] = self.schema(self.document.at(at), at)
+            at, negated = self._pending.pop()
+            write = self.negation if negated else self.schema
+            definitions[self._names[at, negated]] = write(self.document.at(at), at)
         return root, definitions
 
     def schema(self, schema: Any, at: Pointer) -> Any:
@@ -37,19 +43,39 @@ class Rewriter:
         if not isinstance(schema, dict):
             raise Refused("a schema must be an object or a boolean", at)
         here = Place(self, schema, at)
-        for keyword in schema:
-            if keyword in HANDLERS:
-                try:
+        with _placed(at):
+            for keyword in schema:
+                if keyword in HANDLERS:
                     HANDLERS[keyword](here, keyword)
-                except Refused as refused:
-                    raise Refused(refused.reason, refused.at or at) from refused
         return here.written
 
-    def reference(self, target: Pointer) -> Written:
+    def negation(self, schema: Any, at: Pointer) -> Any:
+        """Write what admits the values that the schema does not admit."""
+        if isinstance(schema, bool):
+            return not schema
+        if not isinstance(schema, dict):
+            raise Refused("a schema must be an object or a boolean", at)
+        here = Place(self, schema, at)
+        with _placed(at):
+            for keyword in schema.keys() & PLAIN:
+                HANDLERS[keyword](here, keyword)  # refuses what is wrong in it
+            ways = alternatives(here)
+        return {"anyOf": ways} if ways else False
+
+    def reference(self, target: Pointer, *, negated: bool = False) -> Written:
         """Return the reference to the definition that stands for what lies there."""
-        if target not in self._names:
+        if (target, negated) not in self._names:
             if len(self._names) == _MAX_TARGETS:
                 raise Refused(f"'$ref' has more than {_MAX_TARGETS:,} targets")
-            self._names[target] = f"d{len(self._names)}"
-            self._pending.append(target)
-        return {"$ref": f"#/$defs/{self._names[target]}"}
+            self._names[target, negated] = f"d{len(self._names)}"
+            self._pending.append((target, negated))
+        return {"$ref": f"#/$defs/{self._names[target, negated]}"}
+
+
+@contextmanager
+def _placed(at: Pointer) -> Iterator[None]:
+    """Name the place in refusals that do not."""
+    try:
+        yield
+    except Refused as refused:
+        raise Refused(refused.reason, refused.at or at) from refused
