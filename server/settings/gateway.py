@@ -144,5 +144,6 @@ class GatewaySettings(Section):
         description="keys reuse each other's cached prompts; cached_tokens and times then tell of them",
     )
     strict: bool = Field(
-        default=False, description="answer 400 to request fields that are unknown, not ignore them"
+        default=False,
+        description="answer 400 to request fields that would have no effect, not ignore them",
     )

@@ -330,3 +330,14 @@ def test_two_opinions_about_the_template_are_refused():
     with pytest.raises(InvalidRequest) as caught:
         body(reasoning_effort="much")
     assert caught.value.param == "reasoning_effort"
+
+
+def test_copies_that_sdks_send_back_are_not_shown_to_the_template():
+    copied = call()
+    copied["index"] = 0
+    copied["function"] = {**copied["function"], "parsed_arguments": {}, "other": 1}
+    said = calling(copied, parsed={"a": 1}, annotations=[], other=1)
+    shown = body(messages=[USER, said, result()]).prompt().messages[1]
+    plain = call()
+    plain["function"] = {**plain["function"], "other": 1}
+    assert shown == {"role": "assistant", "content": "", "tool_calls": [plain], "other": 1}

@@ -151,7 +151,7 @@ DEEP = [
     ({"messages": [{**USER, "wibble": 1}]}, "messages[0].wibble", False),
     ({"messages": [{"role": "user", "content": [PART, {**PART, "wibble": 1}]}]},
      "messages[0].content[1].wibble", True),
-    (calling({**CALL, "index": 0}), "messages[1].tool_calls[0].index", False),
+    (calling({**CALL, "wibble": 0}), "messages[1].tool_calls[0].wibble", False),
     (calling({**CALL, "function": {**CALL["function"], "wibble": 1}}),
      "messages[1].tool_calls[0].function.wibble", False),
     ({"tools": [TOOL, {"type": "function", "function": {"name": "g"}, "wibble": 1}]},

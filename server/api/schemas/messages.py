@@ -13,8 +13,10 @@ from server.api.errors import field_path
 from server.api.schemas.base import others
 from server.core.errors import InvalidRequest
 
-_CALL = ("id", "type", "function")
-_FUNCTION = ("name", "arguments")
+_CALL = ("id", "type", "function", "index")
+_FUNCTION = ("name", "arguments", "parsed_arguments")
+_COPIES = frozenset({"annotations", "index", "parsed", "parsed_arguments"})
+"""What SDKs send back of an answer beside what it says; templates are not shown it."""
 
 Place = tuple[int | str, ...]
 
@@ -33,7 +35,7 @@ class ChatMessage(TypedDict):
     refusal: NotRequired[str | None]
 
 
-_MESSAGE = frozenset(ChatMessage.__annotations__)
+_MESSAGE = frozenset(ChatMessage.__annotations__) | {"annotations", "parsed"}
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
@@ -137,7 +139,7 @@ class _OpenCalls:
 
 
 def _message(number: int, message: ChatMessage) -> dict[str, Any]:
-    plain: dict[str, Any] = {key: value for key, value in message.items() if value is not None}
+    plain = _said(message)
     role = plain["role"]
     _refuse_legacy(number, plain)
     if role == "developer":
@@ -178,7 +180,7 @@ def _refuse_legacy(number: int, message: Mapping[str, Any]) -> None:
 
 def _call(call: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """Return a call with its arguments as text: what a model wrote may be broken, and stays as it was."""
-    plain = {key: value for key, value in call.items() if value is not None}
+    plain = _said(call)
     if not isinstance(plain.get("id", ""), str):
         raise InvalidRequest("The id of a call must be text.", param=field_path((*place, "id")))
     if plain.get("type", "function") != "function":
@@ -198,7 +200,11 @@ def _call(call: Mapping[str, Any], place: Place) -> dict[str, Any]:
             "Arguments must be a JSON object, or its text.",
             param=field_path((*place, "function", "arguments")),
         )
-    return {**plain, "function": {**function, "arguments": arguments}}
+    return {**plain, "function": {**_said(function), "arguments": arguments}}
+
+
+def _said(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if value is not None and key not in _COPIES}
 
 
 def _content(number: int, message: ChatMessage) -> str:
