@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Iterator, NoReturn
 
 from install_machine import Build, Machine, asked_build
 from install_output import Failed, Reporter, packages_hint, run_logged
+from install_test_data import fetch_test_data, pinned_requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -104,6 +104,7 @@ def only_one_at_a_time() -> Iterator[None]:
 
 def install(*, dev: bool, dry_run: bool = False) -> None:
     """Run the steps that the stamp says are missing. Raises Failed with advice."""
+    asked_for_dev = dev
     stamp = read_json(VENV / STAMP)
     built = read_json(VENV / NATIVE_STAMP)
     # Development tools stay once installed: `make serve` after `make test` is a no-op too.
@@ -115,10 +116,12 @@ def install(*, dev: bool, dry_run: bool = False) -> None:
         wanted["cards"] = machine.traces()
     wanted["cmake_args"] = build.cmake_args if build else stamp.get("cmake_args", "")
     look_again = build is None and "CPU" in os.environ
+    reporter = Reporter(sys.stdout)
     if stamp == wanted and PYTHON.exists() and not (dry_run or look_again):
+        if asked_for_dev:
+            fetch_test_data(reporter, ROOT, VENV)
         return
     build = build or machine.choose()
-    reporter = Reporter(sys.stdout)
     reporter.note(build.reason)
     if dry_run:
         reporter.note(f"CMAKE_ARGS={build.cmake_args}")
@@ -135,6 +138,8 @@ def install(*, dev: bool, dry_run: bool = False) -> None:
     project = ["--no-build-isolation", "--no-deps", "--editable", str(ROOT)]
     pip(reporter, "onegpu itself", project, hashes=False)
     (VENV / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
+    if dev:
+        fetch_test_data(reporter, ROOT, VENV)
     reporter.done("Installed: .venv/bin/onegpu")
 
 
@@ -211,7 +216,8 @@ def install_native(reporter: Reporter, build: Build, built_with: str) -> None:
     alone both ways: its wheels are not keyed by CMAKE_ARGS, and a CPU build would silently stand in
     for a CUDA build.
     """
-    pinned = native_requirement(RUNTIME_LOCK.read_text(encoding="utf-8"))
+    lock = RUNTIME_LOCK.read_text(encoding="utf-8")
+    pinned = pinned_requirement(NATIVE, lock, RUNTIME_LOCK.name)
     version = pinned.split("==")[1].split()[0]
     present = list(VENV.glob(f"lib/python*/site-packages/llama_cpp_python-{version}.dist-info"))
     rebuild = build.cmake_args != built_with
@@ -234,14 +240,6 @@ def install_native(reporter: Reporter, build: Build, built_with: str) -> None:
     took = "CUDA: 10 to 30 minutes" if build.cuda else "some minutes"
     pip(reporter, f"llama.cpp (compiled here, {took})", arguments, hashes=True)
     (VENV / NATIVE_STAMP).write_text(json.dumps(made_from), encoding="utf-8")
-
-
-def native_requirement(lock: str) -> str:
-    """The lines of `lock` that pin llama-cpp-python, with their hashes."""
-    found = re.search(rf"^{NATIVE}==.*\n(?:[ \t]+--hash=.*\n)+", lock, flags=re.MULTILINE)
-    if found is None:
-        raise Failed(f"{RUNTIME_LOCK.name} does not pin {NATIVE}: run `make lock`.")
-    return found.group(0)
 
 
 def check_compiler() -> None:

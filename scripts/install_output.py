@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Mapping, TextIO
 
 TAIL_LINES = 25
 NINJA = re.compile(r"^\s*\[(\d+)/(\d+)\]")
@@ -162,7 +162,15 @@ class Reporter:
         self._out.flush()
 
 
-def run_logged(reporter: Reporter, title: str, command: list[str], *, log: Path, cwd: Path) -> None:
+def run_logged(
+    reporter: Reporter,
+    title: str,
+    command: list[str],
+    *,
+    log: Path,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run `command` as a step, its output appended to `log`. Raises Failed with the log's tail."""
     reporter.start(title)
     tail: collections.deque[str] = collections.deque(maxlen=400)
@@ -172,6 +180,7 @@ def run_logged(reporter: Reporter, title: str, command: list[str], *, log: Path,
         with subprocess.Popen(
             command,
             cwd=cwd,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -11,6 +11,7 @@ import pytest
 import install
 import install_output
 from install_machine import Build, Machine
+from install_test_data import pinned_requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,8 +88,13 @@ def test_a_failing_step_shows_the_end_of_its_log(tmp_path) -> None:
     assert "line 0\n" in log.read_text(encoding="utf-8")
 
 
+def pinned_native() -> str:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    return pinned_requirement(install.NATIVE, lock, "requirements.lock")
+
+
 def test_the_lock_names_the_compiled_package_with_its_hash() -> None:
-    pinned = install.native_requirement((ROOT / "requirements.lock").read_text(encoding="utf-8"))
+    pinned = pinned_native()
 
     assert pinned.startswith("llama-cpp-python==")
     assert pinned.count("==") == 1
@@ -128,6 +134,7 @@ def checkout(tmp_path, monkeypatch):
         raise RanError
 
     monkeypatch.setattr(install, "make_environment", ran)
+    monkeypatch.setattr(install, "fetch_test_data", lambda *_: print("test data"))
     return tmp_path
 
 
@@ -135,11 +142,13 @@ class RanError(Exception):
     """An installation step ran."""
 
 
-@pytest.mark.parametrize("dev", [True, False])
-def test_a_second_run_does_nothing_and_keeps_the_build_options(checkout, dev, capsys) -> None:
+@pytest.mark.parametrize(("dev", "out"), [(True, "test data\n"), (False, "")])
+def test_a_second_run_installs_nothing_and_keeps_the_build_options(
+    checkout, dev, out, capsys
+) -> None:
     install.install(dev=dev)
 
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == out
 
 
 @pytest.mark.parametrize("lock", ["requirements-build.lock", "requirements.lock"])
@@ -223,8 +232,7 @@ def test_another_build_is_compiled_anew_and_never_taken_from_the_cache(
     """pip itself is replaced; what it would be told is looked at."""
     ran: list[list[str]] = []
     monkeypatch.setattr(install, "RUNTIME_LOCK", ROOT / "requirements.lock")
-    version = install.native_requirement(install.RUNTIME_LOCK.read_text(encoding="utf-8"))
-    version = version.split("==")[1].split()[0]
+    version = pinned_native().split("==")[1].split()[0]
     packages = checkout / ".venv" / "lib" / "python3.11" / "site-packages"
     (packages / f"llama_cpp_python-{version}.dist-info").mkdir(parents=True)
     monkeypatch.setattr(install, "check_compiler", lambda: None)
