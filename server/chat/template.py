@@ -194,8 +194,9 @@ class ChatTemplate:
         thoughts = (message[name] for name in _THOUGHTS if message.get(name) is not None)
         if (reasoning := next(thoughts, None)) is not None:
             adapted = {"thinking": reasoning, **message, "reasoning_content": reasoning}
-        if calls and self._abilities.objects:
-            adapted["tool_calls"] = [_with_object_arguments(call) for call in calls]
+        if calls:
+            objects = self._abilities.objects
+            adapted["tool_calls"] = [_with_arguments(call, objects=objects) for call in calls]
         if calls and not message.get("content"):
             adapted["content"] = self._abilities.no_content
         return adapted
@@ -232,13 +233,19 @@ def _protected(protect: Callable[..., Any], message: Message) -> dict[str, Any]:
     return hidden
 
 
-def _with_object_arguments(call: Any) -> Any:
+def _with_arguments(call: Any, *, objects: bool) -> Any:
+    """Give a call's arguments as an object, if they are one, or as text."""
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, Mapping) or "arguments" not in function:
         return call
+    arguments = function["arguments"]
+    if isinstance(arguments, str) and not arguments.strip():
+        arguments = "{}"  # what some clients make of a call without arguments
     try:
-        # Some clients leave the text empty where a call has no arguments.
-        arguments = json.loads(function["arguments"].strip() or "{}")
+        if objects and isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        elif not objects and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
     except ValueError:
         return call
     except RecursionError as error:

@@ -192,10 +192,26 @@ def test_arguments_are_given_in_the_form_that_the_template_writes_right(body, re
     assert render(CALLS.replace("BODY", body), messages) == f"f:{rendered}"
 
 
+@pytest.mark.parametrize(
+    ("body", "given", "shown"),
+    [
+        ("{{ '' + a }}", ARGUMENTS, ARGUMENTS),
+        ("{{ '' + a }}", {"key": "é"}, '{"key": "é"}'),
+        ("{{ a | tojson }}", ARGUMENTS, '{"key": "value"}'),
+        ("{{ a | tojson }}", {"key": "é"}, '{"key": "é"}'),
+    ],
+)
+def test_arguments_may_come_as_an_object_too(body, given, shown):
+    call = {"type": "function", "function": {"name": "f", "arguments": given}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert render(CALLS.replace("BODY", body), messages) == f"f:{shown}"
+
+
 def test_empty_arguments_are_an_empty_object():
     call = {"type": "function", "function": {"name": "f", "arguments": ""}}
     messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
-    assert render(CALLS.replace("BODY", "{{ a | tojson }}"), messages) == "f:{}"
+    for body in ("{{ a | tojson }}", "{{ a }}"):
+        assert render(CALLS.replace("BODY", body), messages) == "f:{}"
 
 
 RESULT = {"role": "tool", "tool_call_id": "a", "content": "found"}
