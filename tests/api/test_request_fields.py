@@ -118,6 +118,7 @@ def test_what_is_passed_on_is_what_was_sent():
         ({"guided_json": []}, "guided_json"),
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_json": "[" * 100_000}, "guided_json"),
+        ({"guided_json": json.dumps({"title": "x" * 256 * 1024})}, "guided_json"),
         ({"guided_json": '{"maximum": NaN}'}, "guided_json"),
         ({"guided_json": "true"}, "guided_json"),
         ({"json_schema": "x"}, "json_schema"),

@@ -15,6 +15,8 @@ from server.core.errors import InvalidRequest
 from server.gateway.spec import OutputForm
 
 MOST_CHOICES = 1000
+_LONGEST_JSON = 256 * 1024
+"""Characters of a schema that comes as text: it is read between others' tokens."""
 JsonObject = dict[str, Any]
 
 
@@ -103,6 +105,11 @@ def top(param: str) -> str:
 def _schema(value: Any, name: str) -> OutputForm:
     """A JSON Schema as an object, or as its text."""
     if isinstance(value, str):
+        if len(value) > _LONGEST_JSON:
+            raise InvalidRequest(
+                f"{name!r} has {len(value)} characters, and {_LONGEST_JSON} are the most.",
+                param=name,
+            )
         try:
             value = json.loads(value, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
