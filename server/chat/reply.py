@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,4 +64,21 @@ class ToolForm(Protocol):
 
     def parser(self, tools: Sequence[Tool]) -> ReplyParser:
         """Return a parser of an answer's content; `tools` tell the types of arguments."""
+        ...
+
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        *,
+        special: Container[str],
+        enforce: Callable[[Tool], bool],
+        many: bool,
+        only: str | None = None,
+    ) -> str:
+        """Return llguidance's Lark for one call, or with `many` for one or more, from the opening tag on.
+
+        `only`: the name of the tool to call; the others are there for their places in the request.
+        `special`: the vocabulary's special tokens; `enforce`: whether a tool's schema binds its
+        arguments. Raises `InvalidRequest` naming the tool whose schema cannot be enforced.
+        """
         ...

@@ -22,6 +22,7 @@ SHAPES = [
     for thinking in ("none", "possible", "inside")
     for form in (None, HermesForm(), FunctionsForm())
 ]
+IDS = [f"{shape.thinking}-{shape.form.name if shape.form else 'plain'}" for shape in SHAPES]
 FRAGMENTS = [
     *("<think>", "</think>", "<tool_call>", "</tool_call>", "<function=", "f>", "g>", "</function>"),
     *("<parameter=", "s>", "n>", "</parameter>", "<function=f>", "<parameter=s>", "<parameter=n>"),
@@ -41,7 +42,7 @@ def cuts(draw, texts):
     return text, [text[a:b] for a, b in pairwise(bounds)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=repr)
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 @settings(max_examples=150, deadline=None)
 @given(cuts(mixtures))
 def test_any_cut_gives_the_same_parts(shape, cut):

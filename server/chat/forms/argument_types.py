@@ -1,21 +1,44 @@
-"""Which JSON types a tool's schema gives its parameters."""
+"""Which JSON types a tool's schema gives its parameters, and how text is read by them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from server.chat.reply import Tool
+from server.chat.scanning import SPACE
 
 # Integers are numbers here.
 ANY = frozenset({"string", "number", "boolean", "null", "object", "array"})
+STRING = frozenset({"string"})
 _DEEPEST = 20
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
 def parameters_of(tool: Tool) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments; without one, that of any object."""
     schema = tool["function"].get("parameters")
-    return schema if isinstance(schema, Mapping) else {"type": "object"}
+    return {"type": "object", **schema} if isinstance(schema, Mapping) else {"type": "object"}
+
+
+def chosen_tools(tools: Sequence[Tool], only: str | None) -> list[tuple[int, Tool]]:
+    """Return the tools that may be called, with their places in the request."""
+    places = enumerate(tools)
+    return [(i, tool) for i, tool in places if only in (None, tool["function"]["name"])]
+
+
+def parameter_types(parameters: Mapping[str, Any], name: str) -> frozenset[str]:
+    """Return the types of one parameter of a tool: how its text is read."""
+    target = parameters.get("$ref")
+    shown = resolved(target, parameters) if isinstance(target, str) else parameters
+    properties = {**_properties(shown), **_properties(parameters)}
+    return types_of(properties.get(name), parameters)
+
+
+def _properties(schema: Any) -> Mapping[str, Any]:
+    found = schema.get("properties") if isinstance(schema, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def types_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
@@ -83,3 +106,25 @@ def type_of(value: Any) -> str:
     if value is None:
         return "null"
     return "object" if isinstance(value, Mapping) else "array"
+
+
+def as_json(text: str, types: frozenset[str]) -> str:
+    """Return `text` as it is if it is JSON of one of `types`, else as a string, less the newline at its end."""
+    plain = text.strip(SPACE)
+    plain = _PYTHON.get(plain, plain)
+    kind = _json_type(plain)
+    if kind is not None and ("string" not in types or kind in types - STRING):
+        return plain
+    return json.dumps(text.removesuffix("\n"), ensure_ascii=False)
+
+
+def _json_type(text: str) -> str | None:
+    """Return the type of a JSON text; None if it is none. Numbers are not converted, however long."""
+    try:
+        return type_of(json.loads(text, parse_int=len, parse_float=len, parse_constant=_refuse))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from server.chat.reply import Part
 from server.chat.scanning import SPACE, Parts, skip_space, tag_start
 
-CLOSING = "</tool_call>"
+OPENING, CLOSING = "<tool_call>", "</tool_call>"
 _REST = re.compile(f"[{SPACE}}}]*")
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 from typing_extensions import override
 
-from server.chat.forms.argument_types import ANY, parameters_of, type_of, types_of
-from server.chat.forms.calls import CLOSING, CallParser
+from server.chat.forms.argument_types import (
+    ANY,
+    STRING,
+    as_json,
+    parameter_types,
+    parameters_of,
+)
+from server.chat.forms.calls import CLOSING, OPENING, CallParser
+from server.chat.forms.functions_grammar import PARAMETER_END, functions_grammar
 from server.chat.reply import Tool
-from server.chat.scanning import SPACE, tag_start
+from server.chat.scanning import tag_start
 
-OPENING = "<tool_call>"
 _FUNCTION = "<function="
 _FUNCTION_END = "</function>"
 _PARAMETER = "<parameter="
-_PARAMETER_END = "</parameter>"
 _NAME = re.compile(r"[^<>\n]*")
-_STRING = frozenset({"string"})
-_PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
 class FunctionsParser(CallParser):
@@ -59,7 +62,7 @@ class FunctionsParser(CallParser):
         if self.state == self._string:
             self._write_string(self._newline + rest)
         elif self.state == self._other:
-            self.write(_as_json("".join(self._value) + rest, self._types))
+            self.write(as_json("".join(self._value) + rest, self._types))
 
     def _function(self) -> bool:
         tag = self.ahead(_FUNCTION)
@@ -99,11 +102,11 @@ class FunctionsParser(CallParser):
         key = self._tag_name()
         if key is None:
             return False
-        self._types = self._types_of(key)
+        self._types = parameter_types(self._schema, key)
         self._value, self._newline = [], ""
         self.write(("" if self._first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
         self._first = False
-        if self._types == _STRING:
+        if self._types == STRING:
             self.write('"')
         self.state = self._value_starts
         return True
@@ -111,7 +114,7 @@ class FunctionsParser(CallParser):
     def _value_starts(self) -> bool:
         if self.text.startswith("\n", self.at):
             self.at += 1
-        self.state = self._string if self._types == _STRING else self._other
+        self.state = self._string if self._types == STRING else self._other
         return True
 
     def _string(self) -> bool:
@@ -130,28 +133,23 @@ class FunctionsParser(CallParser):
         self._value.append(self.text[self.at : end])
         self.at = end
         if complete:
-            self.write(_as_json("".join(self._value), self._types))
+            self.write(as_json("".join(self._value), self._types))
             self._value_ends()
         return complete
 
     def _value_end(self) -> tuple[int, bool]:
         """Return where the text that belongs to the value ends, and whether its closing tag stands there."""
-        end = self.text.find(_PARAMETER_END, self.at)
+        end = self.text.find(PARAMETER_END, self.at)
         if end >= 0:
             return end, True
-        return tag_start(self.text, self.at, (_PARAMETER_END,)), False
+        return tag_start(self.text, self.at, (PARAMETER_END,)), False
 
     def _value_ends(self) -> None:
-        self.at += len(_PARAMETER_END)
+        self.at += len(PARAMETER_END)
         self.state = self._body
 
     def _write_string(self, text: str) -> None:
         self.write(json.dumps(text, ensure_ascii=False)[1:-1])
-
-    def _types_of(self, key: str) -> frozenset[str]:
-        properties = self._schema.get("properties")
-        known = properties.get(key) if isinstance(properties, Mapping) else None
-        return types_of(known, self._schema)
 
     def _tag_name(self) -> str | None:
         """Read on to the end of a tag; return the name in it when it is there."""
@@ -165,28 +163,6 @@ class FunctionsParser(CallParser):
         return name if closed else ""
 
 
-def _as_json(text: str, types: frozenset[str]) -> str:
-    """Return `text` as it is if it is JSON of one of `types`, else as a string, less the newline at its end."""
-    plain = text.strip(SPACE)
-    plain = _PYTHON.get(plain, plain)
-    kind = _json_type(plain)
-    if kind is not None and ("string" not in types or kind in types - _STRING):
-        return plain
-    return json.dumps(text.removesuffix("\n"), ensure_ascii=False)
-
-
-def _json_type(text: str) -> str | None:
-    """Return the type of a JSON text; None if it is none. Numbers are not converted, however long."""
-    try:
-        return type_of(json.loads(text, parse_int=len, parse_float=len, parse_constant=_refuse))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
 class FunctionsForm:
     """The form in which every parameter has a tag of its own."""
 
@@ -196,3 +172,15 @@ class FunctionsForm:
     def parser(self, tools: Sequence[Tool]) -> FunctionsParser:
         """Return a parser of one answer's content."""
         return FunctionsParser(tools)
+
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        *,
+        special: Container[str],
+        enforce: Callable[[Tool], bool],
+        many: bool,
+        only: str | None = None,
+    ) -> str:
+        """Return the grammar of calls."""
+        return functions_grammar(tools, special=special, enforce=enforce, many=many, only=only)

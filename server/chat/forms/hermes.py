@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from typing_extensions import override
 
-from server.chat.forms.calls import CallParser
+from server.chat.forms.argument_types import chosen_tools, parameters_of
+from server.chat.forms.calls import OPENING, CallParser
 from server.chat.forms.json_text import Unescaper, ValueEnd, string_end, unescaped
+from server.chat.forms.lark import calls_grammar, literal, param_of
+from server.chat.json_schema import check_schema
 from server.chat.reply import Tool
 
-OPENING = "<tool_call>"
 _ARGUMENTS = ("arguments", "parameters")
 _SCALAR = re.compile(r"[-+.\w]+")
 
@@ -189,3 +192,26 @@ class HermesForm:
     def parser(self, tools: Sequence[Tool]) -> HermesParser:  # noqa: ARG002 - of any type
         """Return a parser of one answer's content."""
         return HermesParser()
+
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        *,
+        special: Container[str],
+        enforce: Callable[[Tool], bool],
+        many: bool,
+        only: str | None = None,
+    ) -> str:
+        """Return the grammar of calls."""
+        chosen = chosen_tools(tools, only)
+        bodies = [
+            literal(f'{{"name": {json.dumps(tool["function"]["name"])}, "arguments": ')
+            + f" %json {_arguments(index, tool, enforced=enforce(tool))} "
+            + literal("}")
+            for index, tool in chosen
+        ]
+        return "\n".join(calls_grammar(chosen, bodies, special=special, many=many))
+
+
+def _arguments(index: int, tool: Tool, *, enforced: bool) -> str:
+    return check_schema(parameters_of(tool) if enforced else {"type": "object"}, param_of(index))

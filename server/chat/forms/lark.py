@@ -1,0 +1,60 @@
+"""Pieces of llguidance's Lark grammars that both forms are made of."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Container, Sequence
+
+from server.chat.forms.calls import CLOSING, OPENING
+from server.chat.reply import Tool
+
+_IN_REGEX = re.compile(r"\\.|/|[\r\n]", re.DOTALL)
+
+
+def literal(text: str) -> str:
+    """Return a terminal that is `text`, which must not be empty."""
+    return json.dumps(text)
+
+
+def tag(text: str, special: Container[str]) -> str:
+    """Return what stands for a tag: its token where the vocabulary has one."""
+    return text if text in special else literal(text)
+
+
+def param_of(index: int) -> str:
+    """Return the request's field for the schema of a tool."""
+    return f"tools[{index}].function.parameters"
+
+
+def matching(pattern: str) -> str:
+    """Return a terminal for texts in which `pattern`, in the compiler's dialect, is found."""
+    before = after = "(?s:.*)"
+    if pattern.startswith("^"):
+        pattern, before = pattern[1:], ""
+    backslashes = len(pattern[:-1]) - len(pattern[:-1].rstrip("\\"))
+    if pattern.endswith("$") and backslashes % 2 == 0:
+        pattern, after = pattern[:-1], ""
+    return f"/{before}(?:{_IN_REGEX.sub(_in_regex, pattern)}){after}/"
+
+
+def calls_grammar(
+    tools: Sequence[tuple[int, Tool]], bodies: Sequence[str], *, special: Container[str], many: bool
+) -> list[str]:
+    """Return the lines for one or several calls, each of one of the tools' `bodies`."""
+    names = [f"tool_{index}" for index, _ in tools]
+    return [
+        "start: call (NL? call)*" if many else "start: call",
+        f"call: {tag(OPENING, special)} NL? ({' | '.join(names)}) NL? {tag(CLOSING, special)}",
+        'NL: "\\n"',
+        *(f"{name}: {body}" for name, body in zip(names, bodies, strict=True)),
+    ]
+
+
+def _in_regex(found: re.Match[str]) -> str:
+    """Keep a pattern within its slashes and its line."""
+    text = found[0]
+    for char, name in (("\n", "n"), ("\r", "r")):
+        if text.endswith(char):
+            return "\\" + name
+    return "\\/" if text == "/" else text
