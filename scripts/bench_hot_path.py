@@ -110,7 +110,8 @@ def engine_step(model: Path, streams: int, steps: int) -> float:
     backend = LlamaBackend(load_model(library(), params, lambda _fraction: None), params)
     token = backend.tokenizer.encode("a")[0]
     free = FreeLibrary(backend._library, backend.info.n_vocab, token)  # noqa: SLF001
-    vars(backend)["_library"] = free
+    for part in (backend, backend._outputs):  # noqa: SLF001
+        vars(part)["_library"] = free
     loop = EngineLoop(
         lambda _progress: backend,
         limits,
