@@ -34,6 +34,8 @@ class Abilities:
     """What it leaves out without an error: messages of the roles `system`, `tool` and `function`,
     system messages that are not the first (`late_system`), `tool_calls`, or these only beside
     content (`calls_beside_content`)."""
+    calls: bool = False
+    """It writes the calls of earlier answers."""
     calls_together: bool = False
     """It accepts several calls in one message."""
     objects: bool = False
@@ -50,7 +52,8 @@ def find_abilities(render: Render) -> Abilities:
         drops.add("system")
     if _shows(render, "probe_of_system", [_USER, _SYSTEM, _USER]) is False:
         drops.add("late_system")
-    if _shows(render, "probe_of_call", *_calls(no_content)) is False:
+    calls = _shows(render, "probe_of_call", *_calls(no_content))
+    if calls is False:
         drops.add("tool_calls")
     elif _shows(render, "probe_of_call", *_calls("probe_of_content")) is False:
         drops.add("calls_beside_content")
@@ -60,6 +63,7 @@ def find_abilities(render: Render) -> Abilities:
     return Abilities(
         tools=bool(_shows(render, "probe_of_tools", [_USER], [_SYSTEM, _USER])),
         drops=frozenset(drops),
+        calls=bool(calls),
         calls_together=bool(_shows(render, "probe_of_call", *_calls(no_content, number=2))),
         objects=_wants_objects(render, no_content),
         no_content=no_content,

@@ -78,12 +78,12 @@ class ChatTemplate:
             "eos_token": tokenizer.eos_text,
         }
         self._template = None if source is None else CompiledTemplate(source, now)
-        self._abilities = Abilities()  # while they are found out
+        self.abilities = Abilities()  # while they are found out
         if self._template is not None:
-            self._abilities = find_abilities(self._plain)
-        self.takes_tools = self._abilities.tools
+            self.abilities = find_abilities(self._plain)
+        self.takes_tools = self.abilities.tools
         """Whether it tells the model about tools."""
-        self.takes_calls_together = self._abilities.calls_together
+        self.takes_calls_together = self.abilities.calls_together
         """Whether a message may have several calls; some templates accept one, some none."""
         self.variables = self._template.variables if self._template else frozenset[str]()
         """Names that the template looks for, such as `enable_thinking`."""
@@ -184,7 +184,7 @@ class ChatTemplate:
             there.add("late_system")
         if calls:
             there |= {"tool_calls", "calls_beside_content" if message.get("content") else None}
-        if dropped := self._abilities.drops & there:
+        if dropped := self.abilities.drops & there:
             raise InvalidRequest(
                 f"The model's chat template has no place for {_DROPPED[min(dropped)]}: the model "
                 "would not see it.",
@@ -195,10 +195,10 @@ class ChatTemplate:
         if (reasoning := next(thoughts, None)) is not None:
             adapted = {"thinking": reasoning, **message, "reasoning_content": reasoning}
         if calls:
-            objects = self._abilities.objects
+            objects = self.abilities.objects
             adapted["tool_calls"] = [_with_arguments(call, objects=objects) for call in calls]
         if calls and not message.get("content"):
-            adapted["content"] = self._abilities.no_content
+            adapted["content"] = self.abilities.no_content
         return adapted
 
 
