@@ -50,7 +50,8 @@ class CompiledTemplate:
         try:
             self._template = environment.from_string(source)
             self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
-        except jinja2.TemplateError as error:
+        except Exception as error:
+            # Deep nesting fails in Jinja's parser or in Python's compiler, with errors of their own.
             raise ModelFileError(f"The model's chat template does not compile: {error}") from error
 
     def render(self, names: dict[str, Any]) -> str:

@@ -74,9 +74,18 @@ def test_a_template_that_stumbles_is_a_400(source):
         render(source, messages)
 
 
-def test_a_template_that_does_not_compile_is_a_bad_file():
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for %}",
+        "{% for a in b %}" * 30 + "{% endfor %}" * 30,
+        "{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}",
+    ],
+    ids=["syntax", "blocks", "parentheses"],
+)
+def test_a_template_that_does_not_compile_is_a_bad_file(source):
     with pytest.raises(ModelFileError, match="does not compile"):
-        ChatTemplate("{% for %}", FakeTokenizer())
+        ChatTemplate(source, FakeTokenizer())
 
 
 def test_without_a_template_chatml_if_the_vocabulary_has_it():
