@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NoReturn
@@ -25,8 +26,13 @@ LONGEST = 1 << 26
 _TO_ESCAPE = re.compile(f"[^\x00-\x7f{PRIVATE}]")
 
 
-class TooLongError(Exception):
-    """The rendered text has more than `LONGEST` characters."""
+MOST_STEPS = 2_000_000
+"""Looks into messages and tools while a prompt is rendered, at most: some seconds. Templates that go
+through all messages for each message would otherwise hold a thread for hours."""
+
+
+class TooMuchError(Exception):
+    """The text is longer than `LONGEST`, or rendering it takes more than `MOST_STEPS`; says which."""
 
 
 class CompiledTemplate:
@@ -34,7 +40,7 @@ class CompiledTemplate:
 
     def __init__(self, source: str, now: Callable[[], datetime]) -> None:
         """Compile `source`. Raises `ModelFileError` when it is not a valid template."""
-        environment = ImmutableSandboxedEnvironment(
+        self._environment = environment = _Environment(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
@@ -55,8 +61,37 @@ class CompiledTemplate:
             raise ModelFileError(f"The model's chat template does not compile: {error}") from error
 
     def render(self, names: dict[str, Any]) -> str:
-        """Return the text. Raises whatever templates raise, and `TooLongError`."""
+        """Return the text. Raises whatever templates raise, and `TooMuchError`."""
+        self._environment.steps.left = MOST_STEPS
         return _join(self._template.generate(names))
+
+
+class _Steps(threading.local):
+    """What each thread may still do in the render that it is at."""
+
+    left = 0
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Counts what templates do."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.steps = _Steps()
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self._step()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self._step()
+        return super().getitem(obj, argument)
+
+    def _step(self) -> None:
+        self.steps.left -= 1
+        if self.steps.left < 0:
+            message = "the template goes through the messages too many times"
+            raise TooMuchError(message)
 
 
 class _Generation(Extension):
@@ -128,7 +163,8 @@ def _join(pieces: Iterable[str]) -> str:
     for piece in pieces:
         size += len(piece)
         if size > LONGEST:
-            raise TooLongError
+            message = f"the prompt is longer than {LONGEST:,} characters"
+            raise TooMuchError(message)
         kept.append(piece)
     return "".join(kept)
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from server.chat.abilities import Abilities, Message, find_abilities
-from server.chat.environment import LONGEST, CompiledTemplate, TooLongError
+from server.chat.environment import CompiledTemplate, TooMuchError
 from server.chat.guard import Guard
 from server.core.errors import InvalidRequest
 from server.engine.interface import Tokenizer
@@ -159,10 +159,9 @@ class ChatTemplate:
             raise
         except RecursionError as error:
             raise InvalidRequest("The messages are nested too deep.", param="messages") from error
-        except TooLongError as error:
+        except TooMuchError as error:
             raise InvalidRequest(
-                f"Rendered by the model's chat template the messages are longer than {LONGEST:,} "
-                "characters.",
+                f"These messages are too much for the model's chat template: {error}.",
                 param="messages",
             ) from error
         except Exception as error:

@@ -22,6 +22,9 @@ Floats = npt.NDArray[np.float32]
 
 _BREAKS = (b"\n", b"\n\n")
 """What models write between their reasoning and the answer."""
+_BURST, _SHARE = 0.25, 0.005
+"""Seconds of the engine's thread that a guide may take in all, and so much more with each token: all streams wait for
+it. Most take 0.0001 per token; ambiguous grammars take longer the longer the text is."""
 
 
 class Masks:
@@ -89,6 +92,7 @@ class Guide:
         self._constraint = constraint
         self._triggered = constraint is not None and constraint.trigger is not None
         self._taken: list[int] = []
+        self._seconds = 0.0
         self._begin()
 
     def _begin(self) -> None:
@@ -199,6 +203,14 @@ class Guide:
         elif self._stage is _Stage.START and thinking is not None and self._spent(thinking):
             masks.without([thinking.start], logits)
 
+    def spend(self, seconds: float) -> None:
+        """Count the CPU time that it took. Raises `GenerationFailed` when it is too much."""
+        self._seconds += seconds
+        if self._seconds > _BURST + _SHARE * len(self._taken):
+            raise GenerationFailed(
+                "The output form takes too long to follow: simplify its patterns, or its alternatives."
+            )
+
     def _beside(self) -> Collection[int]:
         """Tokens that may come although the grammar does not know them."""
         thinking = self._thinking
@@ -219,7 +231,7 @@ def make_guide(masks: Masks, request: GenerationRequest) -> Guide | None:
 
 
 def _lost(matcher: LLMatcher) -> GenerationFailed:
-    if matcher.stop_reason() in ("LexerTooComplex", "ParserTooComplex"):
+    if "too many" in matcher.get_error() or "Parser Error: Current row" in matcher.get_error():
         return GenerationFailed(
             "The output form is too complex to go on with: simplify its patterns, or its counted repetitions."
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,8 +20,15 @@ from server.llama.sampling import Sampler
 class Outputs:
     """The rows of logits that a context's last decode call left."""
 
-    def __init__(self, library: Library, context: Address, n_vocab: int) -> None:
-        """`context` outlives it."""
+    def __init__(
+        self,
+        library: Library,
+        context: Address,
+        n_vocab: int,
+        cpu_seconds: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`context` outlives it; `cpu_seconds`: what the calling thread took."""
+        self._cpu_seconds = cpu_seconds
         self._library = library
         self._context = context
         self._n_vocab = n_vocab
@@ -70,10 +79,10 @@ class Outputs:
         self, guide: Guide, logits: Floats, fed: tuple[int, int], logprobs: int | None
     ) -> Floats:
         """Forbid what `guide` forbids; return the model's own logits if log-probabilities are to be read."""
+        begun, whole = self._cpu_seconds(), logits
         guide.take(*fed)
         if not guide.restricts():
             return logits
-        whole = logits
         if logprobs is not None:
             if self._whole is None:
                 self._whole = np.empty(self._n_vocab, np.float32)
@@ -81,4 +90,5 @@ class Outputs:
             whole = self._whole
         # llama.cpp's samplers read the same memory.
         guide.restrict(logits)
+        guide.spend(self._cpu_seconds() - begun)
         return whole

@@ -279,14 +279,25 @@ def test_indentation_of_deep_nesting_is_bounded(monkeypatch):
     for _ in range(100):
         nested = [nested]
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": nested}}}]
-    with pytest.raises(InvalidRequest, match="longer than"):
+    with pytest.raises(InvalidRequest, match="longer than 10,000 characters"):
         render("{{ tools | tojson(indent=4) | length }}", USER, tools)
     assert len(render("{{ tools | tojson }}", USER, tools)) < 300
+
+
+@pytest.mark.parametrize("look", ["b.content", "b['content']"])
+def test_going_through_all_messages_for_each_is_bounded(monkeypatch, look):
+    monkeypatch.setattr(environment, "MOST_STEPS", 100)
+    source = "{% for a in messages %}{% for b in messages %}{{ LOOK }}{% endfor %}{% endfor %}"
+    template = ChatTemplate(source.replace("LOOK", look), FakeTokenizer())
+    for _ in range(2):
+        assert template.render(USER * 10) == "hi" * 100
+    with pytest.raises(InvalidRequest, match="too many times"):
+        template.render(USER * 11)
 
 
 def test_a_long_prompt_is_bounded(monkeypatch):
     monkeypatch.setattr(environment, "LONGEST", 10_000)
     source = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
     assert render(source, [{"role": "user", "content": "x" * 5000}]) == "x" * 10_000
-    with pytest.raises(InvalidRequest, match="longer than"):
+    with pytest.raises(InvalidRequest, match="longer than 10,000 characters"):
         render(source, [{"role": "user", "content": "x" * 5001}])
