@@ -206,6 +206,46 @@ def test_calls_as_templates_write_them_are_allowed(form, call):
 
 
 @pytest.mark.parametrize(
+    ("schema", "allowed", "refused"),
+    [
+        ({"type": "string"}, ["", "1", "null", "\n a \n", "</param>"], []),
+        ({"type": "string", "maxLength": 2}, ["é😀", "1"], ["abc"]),
+        ({"type": "string", "pattern": "b"}, ["abc", "b"], ["ac", ""]),
+        ({"type": "string", "pattern": "^b"}, ["bc"], ["ab"]),
+        ({"type": "string", "pattern": "b\\$$"}, ["ab$"], ["ab", "b$a"]),
+        ({"type": "string", "pattern": "a/b\\\\"}, ["a/b\\"], ["a/b"]),
+        ({"anyOf": [{"enum": ["a", ""]}, {"type": "string", "pattern": "^x"}]}, ["a", "", "xy"], ["y"]),
+        ({"type": "string", "not": {"const": "a"}}, ["b", "aa"], ["a"]),
+        ({"type": ["string", "null"]}, ["Paris", "2024", "null", "nullable"], ["None", "null "]),
+        ({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 5}]}, ["7", "x", "true"], ["3", "7.5", "7 x"]),
+        ({"type": ["string", "array"]}, ["[]", "x", "1"], ["[", "[x]"]),
+        ({"type": ["string", "object"]}, ["{}", "x"], ["{x"]),
+        ({"type": ["string", "boolean"]}, ["true", "truth"], ["True"]),
+        ({"enum": ["1", 1, "a", None]}, ["1", "a", "null"], ["2", "None", '"a"']),
+        ({"anyOf": [{"$ref": "#/$defs/S"}, {"$ref": "#/$defs/S"}]}, ["s", "1"], ["t"]),
+        ({"type": "integer"}, ["1"], ["x", '"1"', "1.5"]),
+        ({"type": "array", "items": {"type": "string"}}, ['["a", "b"]'], ["[1]", "a"]),
+        ({}, ["", "1", "{", "x"], []),
+        (True, ["x"], []),
+    ],
+)  # fmt: skip
+def test_a_parameters_text_is_what_its_schema_admits(schema, allowed, refused):
+    definitions = {"S": {"type": "string", "enum": ["s", "1"]}}
+    tools = [tool("f", {"p": schema}, required=["p"], **CLOSED, **{"$defs": definitions})]
+    lark = FunctionsForm().grammar(tools, special=MARKERS, enforce=lambda _: True, many=False)
+
+    def call(text):
+        return (
+            f"<tool_call><function=f>\n<parameter=p>\n{text}\n</parameter>\n</function></tool_call>"
+        )
+
+    assert [text for text in allowed if not accepts(lark, call(text))] == []
+    assert [text for text in refused if accepts(lark, call(text))] == []
+    for text in allowed:
+        validate(parse(ReplyShape(form=FunctionsForm(), tools=tools), [call(text)]), tools, None)
+
+
+@pytest.mark.parametrize(
     ("schema", "names"),
     [
         ({"properties": {"a": {"type": "string"}}, "minProperties": 1}, "minProperties"),

@@ -43,22 +43,26 @@ def _properties(schema: Any) -> Mapping[str, Any]:
 
 def types_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
     """Return the types that values of `schema` may have; all where it does not say. Follows `$ref` within `root`."""
-    return _types(schema, root, set(), 0)
+    return _types(schema, root, {}, 0)
 
 
-def _types(schema: Any, root: Mapping[str, Any], seen: set[str], depth: int) -> frozenset[str]:
+def _types(
+    schema: Any, root: Mapping[str, Any], known: dict[str, frozenset[str]], depth: int
+) -> frozenset[str]:
     """Return the types. Each `$ref` is followed once, so that the work is bounded by the schema's size."""
     if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return ANY
 
     def inner(part: Any) -> frozenset[str]:
-        return _types(part, root, seen, depth + 1)
+        return _types(part, root, known, depth + 1)
 
     types = _said(schema)
     target = schema.get("$ref")
-    if isinstance(target, str) and target not in seen:
-        seen.add(target)
-        types &= inner(resolved(target, root))
+    if isinstance(target, str):
+        if target not in known:
+            known[target] = ANY  # where it leads back to itself
+            known[target] = inner(resolved(target, root))
+        types &= known[target]
     for keyword in ("anyOf", "oneOf"):
         if isinstance(choices := schema.get(keyword), list):
             types &= frozenset().union(*map(inner, choices))

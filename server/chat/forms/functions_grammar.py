@@ -12,6 +12,7 @@ from server.chat.forms.argument_types import (
     parameter_types,
     parameters_of,
     resolved,
+    type_of,
     types_of,
 )
 from server.chat.forms.lark import calls_grammar, literal, matching, param_of
@@ -24,14 +25,16 @@ _END = f"\n{PARAMETER_END}\n"
 _IN_OBJECT = {"type", "properties", "required", "additionalProperties", "$defs", "x-guidance"}
 _DEEPEST = 20
 _NOT_THE_END = r"~/(?s:.*)<\/parameter>(?s:.*)/"
-# Texts that are read as another type, where a parameter may be of that type, too; and some more.
+# Texts that are read as another type, where a parameter may be of that type, too. Of numbers, objects
+# and arrays all that begins like one: the lexer has to know from the first character on.
 _READ_AS = {
-    "null": "null|None",
-    "boolean": "true|false|True|False",
-    "number": r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?",
+    "null": r"(null|None)[ \t\r\n]*",
+    "boolean": r"(true|false|True|False)[ \t\r\n]*",
+    "number": r"-?[0-9](?s:.*)",
     "object": r"\{(?s:.*)",
     "array": r"\[(?s:.*)",
 }
+_WORDS = {"null": None, "true": True, "false": False}
 
 
 def functions_grammar(
@@ -111,15 +114,33 @@ class _Enforced:
             return "free NL"
         if "string" not in types:
             return self._json(schema)
-        terms = [
-            *self._terms(schema, 0),
-            *(f"~/[ \\t\\r\\n]*({_READ_AS[o]})[ \\t\\r\\n]*/" for o in sorted(others)),
+        excluded = [f"~/[ \\t\\r\\n]*{_READ_AS[other]}/" for other in sorted(others)]
+        terms = ["/(?s:.*)/", *self._terms(schema, 0), *excluded, _NOT_THE_END]
+        text = f"({' & '.join(terms)}) {literal(_END)}"
+        ways = [self._texts.setdefault(text, f"TEXT_{len(self._texts)}")]
+        ways += [
+            literal(word + _END) for word, value in _WORDS.items() if self._admits(schema, value)
         ]
-        text = f"({' & '.join(['/(?s:.*)/', *terms, _NOT_THE_END])}) {literal(_END)}"
-        string = self._texts.setdefault(text, f"TEXT_{len(self._texts)}")
-        if not others:
-            return string
-        return f"{string} | {self._json({'allOf': [schema, {'type': sorted(others)}]})}"
+        if begun := sorted(others - {"null", "boolean"}):
+            ways.append(self._json({"allOf": [schema, {"type": begun}]}))
+        return " | ".join(ways)
+
+    def _admits(self, schema: Any, value: Any, depth: int = 0) -> bool:
+        """Tell whether `schema` admits null, true or false, of which it can say little."""
+        if isinstance(schema, bool) or depth > _DEEPEST:
+            return schema is True
+        types = schema.get("type", type_of(value))
+        values = [schema["const"]] if "const" in schema else schema.get("enum", [value])
+        parts = [*schema.get("allOf", ())]
+        if "$ref" in schema:
+            parts.append(resolved(schema["$ref"], self._root))
+        ways = schema.get("anyOf", [True])
+        return (
+            type_of(value) in ([types] if isinstance(types, str) else types)
+            and any(each is value for each in values)
+            and all(self._admits(part, value, depth + 1) for part in parts)
+            and any(self._admits(way, value, depth + 1) for way in ways)
+        )
 
     def _terms(self, schema: Any, depth: int) -> list[str]:
         """Return terminals whose intersection are the strings that `schema` admits."""
