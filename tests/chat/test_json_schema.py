@@ -26,6 +26,16 @@ def nested(levels: int) -> Any:
     return schema
 
 
+def many(properties: int) -> dict[str, Any]:
+    return {"properties": {f"p{n}": True for n in range(properties)}}
+
+
+def chain(links: int) -> dict[str, Any]:
+    """The compiler follows each link with two more levels of its own recursion."""
+    schemas = {f"a{n}": {"items": {"$ref": f"#/$defs/a{n + 1}"}} for n in range(links)}
+    return schemas["a0"] | {"$defs": schemas | {f"a{links}": True}}
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
@@ -65,6 +75,21 @@ def nested(levels: int) -> Any:
         ({"$ref": 3}, "'$ref' must be a string"),
         (nested(10_000), "nested more than 100 levels deep"),
         ({"enum": [str(n) for n in range(100_000)]}, "more than 50,000 values"),
+        (many(401), "'properties' has 401 that are not required, 400 at most"),
+        (many(41) | {"minProperties": 1}, "'properties' has 41 that are not required, 40 at most"),
+        (
+            {"properties": {str(n): {"maxItems": 9_000} for n in range(3)}},
+            "its 'minItems' and 'maxItems' are 27,000 together, 20,000 at most",
+        ),
+        (
+            {"allOf": [{"multipleOf": 997}, {"multipleOf": 0.5}, {"multipleOf": 2.5}]},
+            "its 'multipleOf' have a common multiple beyond 10,000 units",
+        ),
+        (chain(301), "its '$ref' lead through 602 levels of schemas, 600 at most"),
+        (
+            {"$schema": "http://json-schema.org/draft-07/schema#", "$ref": "#/$defs/a", "$id": "b"},
+            "'$id' beside '$ref' means nothing in old drafts",
+        ),
         ({"description": "x" * 300_000}, "300,019 bytes, 262,144 at most"),
     ],
 )

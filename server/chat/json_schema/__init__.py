@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from server.chat.json_schema.bounds import measure
+from server.chat.json_schema.compilable import check_compilable
 from server.chat.json_schema.progress import progressing, without_empty
 from server.chat.json_schema.refusal import Refused
 from server.chat.json_schema.rewriting import Rewriter
@@ -33,6 +34,7 @@ def check_schema(schema: Any, param: str) -> str:
         measure(schema)
         written, definitions = Rewriter(schema).run()
         definitions = progressing(written, definitions)
+        check_compilable(written, definitions)
     except Refused as refused:
         raise refused.told(param) from refused
     whole = {

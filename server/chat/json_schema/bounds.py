@@ -19,6 +19,10 @@ MAX_VALUES = 50_000
 """Objects, arrays and scalars."""
 MAX_COUNT = 10_000
 """`minItems`, `maxItems`, `minProperties`, `maxProperties`: each item is a rule of the grammar."""
+MAX_OPTIONAL = 400
+"""Properties of an object that are not required: at each place the grammar may be at any of those left."""
+MAX_COUNTED = 40
+"""Such properties beside `minProperties` or `maxProperties`."""
 MAX_LENGTH = 1_000_000
 """`minLength`, `maxLength`, and the repetitions in a `pattern`."""
 MAX_NUMBER = 2**53

@@ -22,6 +22,7 @@ _LABEL = (
     rf"|{_LETTER}[a-zA-Z0-9-](?:{_LETTER}[a-zA-Z0-9-]|-{_LETTER})[a-zA-Z0-9-]{{0,58}}{_LETTER}"
     rf"|{_LETTER}[a-zA-Z0-9-]{_LETTER}{_LETTER})"
 )
+_NAME_OF_HOST = rf"{_LETTER}+(?:-{_LETTER}+)*"
 _HOST = rf"{_LABEL}(?:\.{_LABEL})*"
 _ATEXT = r"[a-zA-Z0-9!#$%&'*+\-/=?^_`{|}~]"
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
@@ -52,7 +53,7 @@ FORMATS: dict[str, tuple[str, int | None]] = {
     "date-time": (f"{_DATE}T{_TIME}", None),
     "duration": (rf"P(?:{_DURATION_DATE}(?:{_DURATION_TIME})?|{_DURATION_TIME}|{_NUMBER}W)", None),
     "uuid": (rf"{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}", None),
-    "email": (rf"{_ATEXT}+(?:\.{_ATEXT}+)*@{_HOST}", 254),
+    "email": (rf"{_ATEXT}+(?:\.{_ATEXT}+)*@{_NAME_OF_HOST}(?:\.{_NAME_OF_HOST})*", None),
     "hostname": (_HOST, 253),
     "ipv4": (rf"(?:{_BYTE}\.){{3}}{_BYTE}", None),
     "ipv6": (_IPV6, None),

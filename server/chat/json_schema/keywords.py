@@ -6,7 +6,15 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from server.chat.json_schema import applicators as combined
-from server.chat.json_schema.bounds import MAX_COUNT, MAX_LENGTH, count, literal, number
+from server.chat.json_schema.bounds import (
+    MAX_COUNT,
+    MAX_COUNTED,
+    MAX_LENGTH,
+    MAX_OPTIONAL,
+    count,
+    literal,
+    number,
+)
 from server.chat.json_schema.formats import FORMATS
 from server.chat.json_schema.patterns import translated
 from server.chat.json_schema.place import Place
@@ -115,6 +123,16 @@ def _some(here: Place, keyword: str) -> None:
 
 
 def _properties(here: Place, keyword: str) -> None:
+    listed = here.schema.get("required")
+    required = (
+        {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+    )
+    optional = sum(name not in required for name in here.named(keyword))
+    counted = "minProperties" in here.schema or "maxProperties" in here.schema
+    most = MAX_COUNTED if counted else MAX_OPTIONAL
+    if optional > most:
+        beside = " beside 'minProperties' and 'maxProperties'" if counted else ""
+        raise here.refused(keyword, f"has {optional} that are not required, {most} at most{beside}")
     here.written[keyword] = {name: here.inner(keyword, name) for name in here.named(keyword)}
 
 
@@ -146,6 +164,8 @@ def _required(here: Place, keyword: str) -> None:
 def _reference(here: Place, keyword: str) -> None:
     if keyword == "$dynamicRef" and not here.walk.document.single:
         raise here.refused(keyword, "beside an '$id' below the root is not supported")
+    if here.walk.document.old and "$id" in here.schema:
+        raise here.refused("$id", "beside '$ref' means nothing in old drafts")
     target = here.walk.document.resolve(here.schema[keyword], here.at, keyword)
     reference = here.walk.reference(target)
     if "$ref" in here.written:

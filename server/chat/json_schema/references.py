@@ -51,6 +51,11 @@ class Document:
                 pending += subschemas(schema, at)
 
     @property
+    def old(self) -> bool:
+        """Whether it says that it is of a draft up to 7."""
+        return isinstance(self._root, dict) and "/draft-0" in str(self._root.get("$schema"))
+
+    @property
     def single(self) -> bool:
         """Whether no part has an identifier of its own: then dynamic references are plain ones."""
         return len(set(self._resources.values())) == 1
