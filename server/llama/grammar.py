@@ -32,8 +32,10 @@ _LONGEST: dict[GrammarKind, int] = {
 }
 """Characters. Definitions that refer on and on nest as deep as their text is long, and so does the compiler's stack:
 256 KiB took up to 200 MB of it. Optional parts of a regular expression, and GBNF, take time by their square."""
-_MOST_STATES = 50_000
-"""Of one sequence's lexer, a kilobyte each. Counting 5,000 characters beyond ASCII takes 10,000."""
+_MOST_STATES = 100_000
+"""Of a grammar's lexer, a kilobyte each. Counting 5,000 characters beyond ASCII takes 10,000."""
+_WORN = 10_000
+"""Tokens after which a grammar is compiled anew: all who follow it share its lexer, whose states only become more."""
 _STEPS_AHEAD = 3
 """Tokens that a new grammar is tried with: what explodes does so where the first alternatives open."""
 _JSON_STYLE: JsonCompileOptions = {
@@ -84,15 +86,21 @@ class _Pieces:
         return []
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LlamaGrammar:
-    """A matcher at its beginning; every sequence follows a copy."""
+    """A matcher at its beginning; every sequence follows a copy, and all share what the lexer has learned."""
 
     matcher: LLMatcher
+    wear: int = 0
+    """Tokens that were taken so far, by all. Only the engine's thread counts."""
 
     def begin(self) -> LLMatcher:
         """Return a matcher of one's own. Takes microseconds."""
         return self.matcher.deep_copy()
+
+    def spoil(self) -> None:
+        """Let nobody else begin with it: it has failed somebody, perhaps by what all share."""
+        self.wear = _WORN
 
 
 class LlamaGrammars:
@@ -119,7 +127,7 @@ class LlamaGrammars:
         """
         with self._lock:
             known = self._known.get(source)
-            if known is not None:
+            if known is not None and known.wear < _WORN:
                 self._known.move_to_end(source)
                 return known
         if len(source.text) > (longest := _LONGEST[source.kind]):
@@ -130,6 +138,7 @@ class LlamaGrammars:
             if source not in self._known:
                 self._known_text += len(source.text)
             self._known[source] = made
+            self._known.move_to_end(source)
             while self._known_text > _REMEMBERED_TEXT and len(self._known) > 1:
                 forgotten, _ = self._known.popitem(last=False)
                 self._known_text -= len(forgotten.text)
@@ -141,7 +150,7 @@ class LlamaGrammars:
         grammar = LLMatcher.grammar_from_lark(_lark(source) + _NO_FORCING)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # its copies have the lexer's states from then on
+            matcher.compute_bitmask()
         trial = matcher.deep_copy()
         for _ in range(_STEPS_AHEAD):
             token = self._any(trial)

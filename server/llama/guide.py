@@ -173,8 +173,9 @@ class Guide:
             and not matcher.validate_tokens([token])
         ):
             return
+        constraint.grammar.wear += 1
         if not matcher.consume_token(token):
-            raise _lost(matcher)
+            raise self._lost(matcher)
         if self._triggered and matcher.is_stopped():
             self._matcher, self._matched = None, constraint.once
 
@@ -197,7 +198,7 @@ class Guide:
         elif matcher is not None:
             masks.follow(matcher, logits, self._beside())
             if matcher.is_error():
-                raise _lost(matcher)
+                raise self._lost(matcher)
         elif self._matched:
             masks.only(masks.eog, logits)
         elif self._stage is _Stage.START and thinking is not None and self._spent(thinking):
@@ -210,6 +211,15 @@ class Guide:
             raise GenerationFailed(
                 "The output form takes too long to follow: simplify its patterns, or its alternatives."
             )
+
+    def _lost(self, matcher: LLMatcher) -> GenerationFailed:
+        if self._constraint is not None:
+            self._constraint.grammar.spoil()
+        if "too many" in matcher.get_error() or "Parser Error: Current row" in matcher.get_error():
+            return GenerationFailed(
+                "The output form is too complex to go on with: simplify its patterns, or its counted repetitions."
+            )
+        return GenerationFailed("The output form cannot be followed any further.")
 
     def _beside(self) -> Collection[int]:
         """Tokens that may come although the grammar does not know them."""
@@ -228,11 +238,3 @@ def make_guide(masks: Masks, request: GenerationRequest) -> Guide | None:
         message = f"{type(constraint.grammar).__name__} is no grammar of this backend"
         raise ValueError(message)
     return Guide(masks, len(request.prompt), thinking, constraint)
-
-
-def _lost(matcher: LLMatcher) -> GenerationFailed:
-    if "too many" in matcher.get_error() or "Parser Error: Current row" in matcher.get_error():
-        return GenerationFailed(
-            "The output form is too complex to go on with: simplify its patterns, or its counted repetitions."
-        )
-    return GenerationFailed("The output form cannot be followed any further.")

@@ -272,6 +272,34 @@ def test_the_longest_unused_is_forgotten(monkeypatch):
     assert ask("a", "b", "c") == 3
 
 
+def test_what_many_have_followed_is_compiled_anew(tokenizer, monkeypatch):
+    """All who follow a grammar share its lexer, whose states become more until it takes no further one."""
+    monkeypatch.setattr(module, "_WORN", 500)
+    monkeypatch.setattr(module, "_MOST_STATES", 3000)
+    tokenizer = FakeTokenizer()
+    random = np.random.default_rng(0)
+    for _ in range(12):
+        guide = Guide(Masks(tokenizer), 1, None, Constraint(exploding(tokenizer)))
+        for position in range(1, 400):
+            logits = random.normal(0, 1, tokenizer.n_vocab).astype(np.float32)
+            guide.restrict(logits)
+            logits[list(tokenizer.eog)] = -np.inf
+            guide.take(position, int(logits.argmax()))
+
+
+def exploding(tokenizer) -> LlamaGrammar:
+    return compiled(tokenizer, "regex", "(a|b)*a(a|b){20}")
+
+
+def test_what_failed_somebody_is_compiled_anew(tokenizer):
+    before = exploding(tokenizer)
+    assert exploding(tokenizer) is before
+    guide = Guide(Masks(tokenizer), 1, None, Constraint(before))
+    with pytest.raises(GenerationFailed):
+        guide.take(1, ord("x"))
+    assert exploding(tokenizer) is not before
+
+
 def test_many_threads_may_compile_at_once():
     grammars = FakeTokenizer().grammars
     before = threading.stack_size()
