@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Container, Sequence
 
 from server.chat.forms.calls import CLOSING, OPENING
 from server.chat.reply import Tool
-
-_IN_REGEX = re.compile(r"\\.|/|[\r\n]", re.DOTALL)
 
 
 def literal(text: str) -> str:
@@ -28,14 +25,16 @@ def param_of(index: int) -> str:
 
 
 def matching(pattern: str) -> str:
-    """Return a terminal for texts in which `pattern`, in the compiler's dialect, is found."""
+    """Return a terminal for texts in which `pattern` is found.
+
+    It is as `check_schema` writes it, without a bare slash.
+    """
     before = after = "(?s:.*)"
     if pattern.startswith("^"):
         pattern, before = pattern[1:], ""
-    backslashes = len(pattern[:-1]) - len(pattern[:-1].rstrip("\\"))
-    if pattern.endswith("$") and backslashes % 2 == 0:
+    if pattern.endswith("$"):
         pattern, after = pattern[:-1], ""
-    return f"/{before}(?:{_IN_REGEX.sub(_in_regex, pattern)}){after}/"
+    return f"/{before}(?:{pattern}){after}/"
 
 
 def calls_grammar(
@@ -49,12 +48,3 @@ def calls_grammar(
         'NL: "\\n"',
         *(f"{name}: {body}" for name, body in zip(names, bodies, strict=True)),
     ]
-
-
-def _in_regex(found: re.Match[str]) -> str:
-    """Keep a pattern within its slashes and its line."""
-    text = found[0]
-    for char, name in (("\n", "n"), ("\r", "r")):
-        if text.endswith(char):
-            return "\\" + name
-    return "\\/" if text == "/" else text
