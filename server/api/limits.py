@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+ReasoningField = Literal["reasoning_content", "reasoning", "both"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +22,5 @@ class ApiLimits:
     """Pause after which a silent stream gets a comment, so that nobody takes it for dead."""
     strict: bool = False
     """Refuse unknown fields instead of naming them in `x-ignored-fields`."""
+    reasoning_field: ReasoningField = "reasoning_content"
+    """The field of messages and deltas that thoughts go to."""

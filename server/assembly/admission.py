@@ -48,6 +48,7 @@ def api_limits(settings: Settings) -> ApiLimits:
         write_timeout=settings.gateway.timeout.write,
         stream_hold=settings.gateway.stream_hold,
         strict=settings.gateway.strict,
+        reasoning_field=settings.gateway.reasoning_field,
     )
 
 

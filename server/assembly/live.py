@@ -69,6 +69,7 @@ class LiveSettings:
             Live(
                 (
                     *("gateway.timeout.write", "gateway.stream_hold", "gateway.strict"),
+                    "gateway.reasoning_field",
                     *("server.max_request_size", "server.open_metrics"),
                     *("server.cors_origins", "server.host_names"),
                 ),

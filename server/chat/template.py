@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from server.chat.abilities import Abilities, Message, find_abilities
+from server.chat.calls import find_form
 from server.chat.environment import CompiledTemplate, TooMuchError
 from server.chat.guard import Guard
 from server.core.errors import InvalidRequest
@@ -70,6 +71,8 @@ class ChatTemplate:
         if source is None and "<|im_start|>" in tokenizer.control_tokens:
             source = CHATML
         self.source = source
+        self.form = find_form(source)
+        """How it writes calls; None: in none of the known forms."""
         marks = [text for text in tokenizer.marker_tokens if _is_structure(text, source or "")]
         self._guard = Guard(tokenizer, marks)
         self._names = {

@@ -9,6 +9,7 @@ from server.core.errors import ContextLengthExceeded
 from server.gateway.agent import Messages
 from server.gateway.routing import Served
 from server.gateway.spec import ChatPrompt, GenerationSpec, Prompt
+from server.gateway.steering import FREE, Steerer, Steering, held
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,13 @@ class Encoded:
     """Oldest turns that were left out."""
     public: int = 0
     """So many of its first tokens are the agent's own words."""
+    steering: Steering = FREE
+    """What the answer is held to."""
 
 
 def encode(served: Served, spec: GenerationSpec) -> list[Encoded]:
     """Encode every prompt of `spec`. For a worker thread. Raises as `Prompter.encode` does."""
-    return [_with_public(served, prompt, spec.max_tokens) for prompt in spec.prompts]
+    return [_one(served, spec, prompt) for prompt in spec.prompts]
 
 
 def compose(served: Served, prompt: ChatPrompt) -> ChatPrompt:
@@ -34,12 +37,20 @@ def compose(served: Served, prompt: ChatPrompt) -> ChatPrompt:
     return replace(prompt, messages=messages, tools=agent.offered(prompt.tools))
 
 
-def _with_public(served: Served, prompt: Prompt, max_tokens: int | None) -> Encoded:
-    encoded = _encode(served, prompt, max_tokens)
+def _one(served: Served, spec: GenerationSpec, prompt: Prompt) -> Encoded:
+    prompter = served.prompter
     if not isinstance(prompt, ChatPrompt):
-        return encoded
-    public = served.prompter.public.count(served.agent, prompt, encoded.tokens)
-    return replace(encoded, public=public)
+        steering = FREE if spec.output is None else held(spec.output, prompter.tokenizer)
+        return replace(_encode(served, prompt, spec.max_tokens), steering=steering)
+    steerer = Steerer(
+        spec, prompt, served.agent.offered(prompt.tools), prompter.template, prompter.tokenizer
+    )
+    # Before the prompt: what cannot be enforced is told whatever the messages are like.
+    constraint = steerer.constraint()
+    prompt = replace(prompt, template_kwargs=steerer.kwargs())
+    encoded = _encode(served, prompt, spec.max_tokens)
+    public = prompter.public.count(served.agent, prompt, encoded.tokens)
+    return replace(encoded, public=public, steering=steerer.steer(encoded.tokens, constraint))
 
 
 def _encode(served: Served, prompt: Prompt, max_tokens: int | None) -> Encoded:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
+from server.chat.shape import ReplyShape
 from server.core.clock import Clock
 from server.core.errors import DeadlineUnreachable, OnegpuError, QueueTimeout
 from server.core.events import Event, Failed, Finished, FinishReason, Started
@@ -67,6 +68,8 @@ class Generation:
         """Oldest turns of the conversation that were left out because they did not fit."""
         self.context = context
         self.prompts: list[list[int]] = []
+        self.shapes: list[ReplyShape] = []
+        """How the answers to each prompt are taken apart."""
         self.choices: list[Choice] = []
         self.closed = False
         self.opened_at = context.clock.monotonic()

@@ -45,6 +45,11 @@ class Prompter:
         """The chat template of the bound model."""
         return self._parts()[1]
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary of the bound model."""
+        return self._parts()[0]
+
     def encode(self, prompt: Prompt, n_ctx: int) -> list[int]:
         """Token ids of a prompt. Raises `InvalidRequest`, also for an empty one.
 

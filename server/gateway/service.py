@@ -136,6 +136,7 @@ class GenerationService:
             encoded = await self._encoded(served, spec, trace, patience.queue)
             requests = self._requests(served, spec, encoded, arrived + patience.queue)
             generation.dropped_turns = sum(one.dropped_turns for one in encoded)
+            generation.shapes = [one.steering.shape for one in encoded]
             generation.attach([one.tokens for one in encoded], requests)
         except BaseException:
             generation.close()
@@ -260,6 +261,8 @@ class GenerationService:
                     max_tokens=agent.output(spec.max_tokens, len(prompt)),
                     sampling=_of_choice(params, number % spec.n),
                     stop=stop,
+                    thinking=encoded.steering.thinking,
+                    constraint=encoded.steering.constraint,
                     ignore_eos=spec.ignore_eos,
                     logprobs=spec.logprobs,
                     reuse_prefix=spec.reuse_prefix,

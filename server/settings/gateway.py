@@ -147,3 +147,7 @@ class GatewaySettings(Section):
         default=False,
         description="answer 400 to request fields that would have no effect, not ignore them",
     )
+    reasoning_field: Literal["reasoning_content", "reasoning", "both"] = Field(
+        default="reasoning_content",
+        description="where answers have what the model thought: clients differ in what they read",
+    )

@@ -196,7 +196,8 @@ async def test_length_and_reasoning_are_told():
     stack = Stack(engine=FakeEngine(script=lambda _: script))
     document = (await ask(stack)).json()
     assert document["choices"][0]["finish_reason"] == "length"
-    assert document["choices"][0]["message"]["content"] == "".join(texts)
+    message = document["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm", "ok")
     assert document["usage"]["completion_tokens_details"]["reasoning_tokens"] == 4
 
 

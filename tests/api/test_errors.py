@@ -20,6 +20,7 @@ TEXT = "/v1/completions"
 USER = {"role": "user", "content": "hi"}
 PNG = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 CALL = {"type": "function", "function": {"name": "f"}}
+OTHER_CALL = {"type": "function", "function": {"name": "g"}}
 
 BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
@@ -79,10 +80,12 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": 3}, "logprobs"),
-    ({"response_format": {"type": "json_object"}, "tools": [CALL]}, "response_format"),
+    ({"guided_regex": "a", "tools": [CALL]}, "guided_regex"),
     ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
     ({"response_format": "text"}, "response_format"),
     ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [CALL], "tool_choice": OTHER_CALL}, "tool_choice.function.name"),
     ({"tools": [{}]}, "tools[0].type"),
     ({"tools": [3]}, "tools[0]"),
     ({"tools": [CALL, CALL]}, "tools[1].function.name"),

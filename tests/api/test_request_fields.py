@@ -150,11 +150,22 @@ def test_a_wrong_form_is_named(fields, param):
         ({"guided_regex": "a"}, "guided_regex"),
     ],
 )
-@pytest.mark.parametrize("choice", [None, "auto", "required", CHOSEN])
-def test_a_form_and_calls_exclude_each_other(form, param, choice):
+@pytest.mark.parametrize("choice", ["required", CHOSEN])
+def test_a_form_and_calls_that_have_to_come_exclude_each_other(form, param, choice):
     with pytest.raises(InvalidRequest) as caught:
         body(tools=[tool()], tool_choice=choice, **form).output()
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("choice", [None, "auto"])
+def test_an_answer_may_be_calls_or_json_but_no_other_form(choice):
+    asked = body(tools=[tool()], tool_choice=choice, response_format=named_format())
+    assert asked.output().kind == "json_schema"
+    assert asked.prompt().tools == [tool()]
+    with pytest.raises(InvalidRequest) as caught:
+        body(tools=[tool()], tool_choice=choice, guided_regex="a").output()
+    assert caught.value.param == "guided_regex"
+    assert body(response_format=named_format()).prompt().tools is None, "an agent's own are offered"
 
 
 def test_a_form_goes_with_tools_that_are_not_called():

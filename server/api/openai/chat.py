@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -12,12 +13,12 @@ from server.api.body import ignored_header, read_model
 from server.api.keyed import respond
 from server.api.openai.head import AnswerHead, head_of
 from server.api.openai.remote import CHAT, RemoteStream, remote_whole
+from server.api.openai.reply import message_of
 from server.api.openai.streaming import Writer, open_whole, stream, told_of, whole
 from server.api.openai.wire import FINISH, encode
 from server.api.parts import Parts
 from server.api.schemas.chat import ChatRequest
 from server.api.strict import is_strict
-from server.api.unenforced import refuse_unenforced
 from server.core.events import Delta, Finished, SampledLogprobs
 from server.gateway.fallback import AnyGeneration
 from server.gateway.generation import Batch
@@ -73,7 +74,6 @@ def _spec(
         forward=Forward("chat/completions", body.passed),
     )
     ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
-    refuse_unenforced(spec)
     return spec, ignored
 
 
@@ -100,6 +100,7 @@ class ChatStream:
         texts: dict[int, str] = {}
         logprobs: dict[int, list[SampledLogprobs]] = {}
         out: list[str] = []
+        replies = self._head.replies
         for choice, event in batch:
             if isinstance(event, Delta):
                 self._head.reasoning[choice].add(event.token_ids)
@@ -107,14 +108,16 @@ class ChatStream:
                 if event.logprobs:
                     logprobs.setdefault(choice, []).extend(event.logprobs)
             elif isinstance(event, Finished):
-                out += self._delta(choice, texts.pop(choice, ""), logprobs.pop(choice, []))
-                reason = FINISH[event.reason]
+                reply = replies[choice]
+                deltas = [*reply.push(texts.pop(choice, "")), *reply.close()]
+                out += self._deltas(choice, deltas, logprobs.pop(choice, []))
+                reason = reply.finish(FINISH[event.reason])
                 out.append(
                     f'{self._role(choice)}{self._openings[choice]}{{}},"logprobs":null,'
                     f'"finish_reason":"{reason}"}}]{self._end}'
                 )
         for choice, text in texts.items():
-            out += self._delta(choice, text, logprobs.get(choice, []))
+            out += self._deltas(choice, replies[choice].push(text), logprobs.get(choice, []))
         return "".join(out).encode("utf-8", "replace")
 
     def end(self) -> bytes:
@@ -123,15 +126,21 @@ class ChatStream:
             return b""
         return f'{self._start},"choices":[],"usage":{encode(self._head.usage())}}}\n\n'.encode()
 
-    def _delta(self, choice: int, text: str, logprobs: list[SampledLogprobs]) -> list[str]:
-        if not text and not logprobs:
+    def _deltas(
+        self, choice: int, deltas: list[dict[str, Any]], logprobs: list[SampledLogprobs]
+    ) -> list[str]:
+        """Return a chunk for each; the first one has what is told of the tokens."""
+        if logprobs and not deltas:
+            deltas = [{"content": ""}]
+        if not deltas:
             return []
-        content = {"content": self._head.texts.chat(logprobs)} if logprobs else None
-        shown = "null" if content is None else encode(content)
-        return [
-            self._role(choice),
-            f'{self._openings[choice]}{{"content":{encode(text)}}},"logprobs":{shown}{self._open_end}',
-        ]
+        opening, end = self._openings[choice], self._open_end
+        out = [self._role(choice)]
+        shown = encode({"content": self._head.texts.chat(logprobs)}) if logprobs else "null"
+        for delta in deltas:
+            out.append(f'{opening}{encode(delta)},"logprobs":{shown}{end}')
+            shown = "null"
+        return out
 
     def _role(self, choice: int) -> str:
         """Return the chunk that opens a choice, the first time."""
@@ -157,23 +166,24 @@ async def _answer(
     try:
         head = head_of(parts, spec, generation)
         count = len(generation.choices)
-        texts: list[list[str]] = [[] for _ in range(count)]
+        deltas: list[list[dict[str, Any]]] = [[] for _ in range(count)]
         logprobs: list[list[SampledLogprobs]] = [[] for _ in range(count)]
         reasons = [""] * count
         async for batch in generation.events():
             for choice, event in batch:
                 if isinstance(event, Delta):
                     head.reasoning[choice].add(event.token_ids)
-                    texts[choice].append(event.text)
+                    deltas[choice] += head.replies[choice].push(event.text)
                     logprobs[choice] += event.logprobs
                 elif isinstance(event, Finished):
-                    reasons[choice] = FINISH[event.reason]
+                    deltas[choice] += head.replies[choice].close()
+                    reasons[choice] = head.replies[choice].finish(FINISH[event.reason])
     finally:
         generation.close()
     choices = [
         {
             "index": choice,
-            "message": {"role": "assistant", "content": "".join(texts[choice]), "refusal": None},
+            "message": message_of(deltas[choice]),
             "logprobs": None
             if spec.logprobs is None
             else {"content": head.texts.chat(logprobs[choice]), "refusal": None},

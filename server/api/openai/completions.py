@@ -18,7 +18,6 @@ from server.api.openai.wire import FINISH, LegacyLogprobs, encode
 from server.api.parts import Parts
 from server.api.schemas.completions import CompletionRequest
 from server.api.strict import is_strict
-from server.api.unenforced import refuse_unenforced
 from server.core.events import Delta, Finished, SampledLogprobs
 from server.gateway.fallback import AnyGeneration
 from server.gateway.generation import Batch, Generation
@@ -77,7 +76,6 @@ def _spec(
         forward=Forward("completions", body.passed),
     )
     ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
-    refuse_unenforced(spec)
     return spec, ignored
 
 

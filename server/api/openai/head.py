@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.api.limits import ReasoningField
+from server.api.openai.reply import Reply
 from server.api.openai.wire import TokenTexts, usage
 from server.api.parts import Parts
 from server.chat.reasoning import ReasoningCounter
@@ -22,8 +24,9 @@ class AnswerHead:
         generation: Generation,
         fingerprint: str,
         tokenizer: Tokenizer,
+        reasoning: ReasoningField,
     ) -> None:
-        """`created`: Unix seconds."""
+        """`created`: Unix seconds; `reasoning`: the field that thoughts go to."""
         self.generation = generation
         self.fields: dict[str, Any] = {
             "id": request_id,
@@ -36,6 +39,10 @@ class AnswerHead:
         if generation.dropped_turns:
             self.extension["onegpu"] = {"dropped_turns": generation.dropped_turns}
         self.texts = TokenTexts(tokenizer)
+        self.replies = [
+            Reply(generation.shapes[choice.prompt], reasoning) for choice in generation.choices
+        ]
+        """By choice: what takes its text apart."""
         self.reasoning = [
             ReasoningCounter(tokenizer.marker_tokens, generation.prompts[choice.prompt])
             for choice in generation.choices
@@ -49,4 +56,11 @@ class AnswerHead:
 def head_of(parts: Parts, spec: GenerationSpec, generation: Generation) -> AnswerHead:
     """Return what an answer to `spec` carries everywhere."""
     lease, created = generation.lease, int(parts.clock.wall())
-    return AnswerHead(spec.request_id, created, generation, lease.info.fingerprint, lease.tokenizer)
+    return AnswerHead(
+        spec.request_id,
+        created,
+        generation,
+        lease.info.fingerprint,
+        lease.tokenizer,
+        parts.limits.reasoning_field,
+    )

@@ -20,6 +20,8 @@ from server.core.errors import InvalidRequest
 from server.gateway.spec import ChatPrompt, OutputForm, ToolChoice
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+_BESIDE_TOOLS = ("json_object", "json_schema")
+"""Forms that an answer may have where it could be calls, too."""
 
 
 class ChatFields(GenerationFields):
@@ -37,8 +39,10 @@ class ChatFields(GenerationFields):
         """Return messages with plain text content, and the tools to show. Raises `InvalidRequest`."""
         messages = plain_messages(self.messages)
         tools = None if self.tools is None else read_tools(self.tools)
-        # An answer with a form of its own can call nothing: then the agent's tools are not shown either.
-        silent = self.choice().mode == "none" or (tools is None and self.output() is not None)
+        # Where the answer can be no call, the agent's tools are not shown either.
+        form = self.output()
+        alone = tools is None and form is not None and form.kind not in _BESIDE_TOOLS
+        silent = alone or self.choice().mode == "none"
         return ChatPrompt(messages, [] if silent else tools, self._template_kwargs())
 
     def choice(self) -> ToolChoice:
@@ -49,7 +53,9 @@ class ChatFields(GenerationFields):
         """Return what the answer must look like. Raises `InvalidRequest`, for calls beside it, too."""
         form = super().output()
         mode = self.choice().mode
-        if form is not None and (mode in ("required", "named") or (mode == "auto" and self.tools)):
+        if form is None or mode == "none":
+            return form
+        if mode != "auto" or (self.tools and form.kind not in _BESIDE_TOOLS):
             name = top(form.param)
             raise InvalidRequest(
                 f"{name!r} cannot be combined with tools that may be called: send "
