@@ -285,6 +285,26 @@ def test_two_hundred_tools_fit_one_grammar(form):
     validate(parse(ReplyShape(form=form, tools=tools), [text]), tools, form)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_schemas_that_are_too_many_are_not_all_read(form):
+    properties = {f"p{i}": {"type": "string", "maxLength": i + 1} for i in range(300)}
+    names = [f"tool_{i}" for i in range(512)]
+    asked = []
+
+    def enforce(each):
+        asked.append(each["function"]["name"])
+        return True
+
+    with pytest.raises(InvalidRequest, match="fewer tools") as caught:
+        form.grammar(
+            [tool(name, properties) for name in names], special=MARKERS, enforce=enforce, many=False
+        )
+
+    assert caught.value.param == "tools"
+    assert asked == names[: len(asked)]
+    assert len(asked) < 40
+
+
 def test_special_tokens_are_no_text():
     """A vocabulary's token for a tag closes a call even where the same letters are part of a value."""
     lark = HermesForm().grammar([tool("f")], special=MARKERS, enforce=lambda _: False, many=False)

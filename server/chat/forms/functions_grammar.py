@@ -51,17 +51,20 @@ def functions_grammar(
     """
     chosen = chosen_tools(tools, only)
     texts: dict[str, str] = {}
-    bodies = []
-    for index, tool in chosen:
-        name = literal(f"<function={tool['function']['name']}>\n")
-        if enforce(tool):
-            parameters = _Enforced(parameters_of(tool), param_of(index), texts).rule()
-        else:
-            parameters = _free(parameters_of(tool))
-        bodies.append(f'{name} {parameters} "</function>"')
+    bodies = (_body(index, tool, texts, enforced=enforce(tool)) for index, tool in chosen)
     lines = calls_grammar(chosen, bodies, special=special, many=many)
     lines += [f"{name}: {text}" for text, name in texts.items()]
     return "\n".join([*lines, r"free[lazy]: /(?s:.*)<\/parameter>/"])
+
+
+def _body(index: int, tool: Tool, texts: dict[str, str], *, enforced: bool) -> str:
+    parameters = parameters_of(tool)
+    if enforced:
+        inner = _Enforced(parameters, param_of(index), texts).rule()
+    else:
+        inner = _free(parameters)
+    opening = literal(f"<function={tool['function']['name']}>\n")
+    return f'{opening} {inner} "</function>"'
 
 
 def _free(parameters: Mapping[str, Any]) -> str:

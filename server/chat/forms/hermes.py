@@ -204,12 +204,12 @@ class HermesForm:
     ) -> str:
         """Return the grammar of calls."""
         chosen = chosen_tools(tools, only)
-        bodies = [
+        bodies = (
             literal(f'{{"name": {json.dumps(tool["function"]["name"])}, "arguments": ')
             + f" %json {_arguments(index, tool, enforced=enforce(tool))} "
             + literal("}")
             for index, tool in chosen
-        ]
+        )
         return "\n".join(calls_grammar(chosen, bodies, special=special, many=many))
 
 

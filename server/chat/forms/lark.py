@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from server.chat.forms.calls import CLOSING, OPENING
 from server.chat.reply import Tool
+from server.core.errors import InvalidRequest
+
+_LONGEST = 256 * 1024
+"""Characters of what may be called. No compiler takes more, so the rest of too many schemas is not even read."""
 
 
 def literal(text: str) -> str:
@@ -38,13 +42,26 @@ def matching(pattern: str) -> str:
 
 
 def calls_grammar(
-    tools: Sequence[tuple[int, Tool]], bodies: Sequence[str], *, special: Container[str], many: bool
+    tools: Sequence[tuple[int, Tool]], bodies: Iterable[str], *, special: Container[str], many: bool
 ) -> list[str]:
-    """Return the lines for one or several calls, each of one of the tools' `bodies`."""
+    """Return the lines for one or several calls, each of one of the tools' `bodies`.
+
+    Raises `InvalidRequest` when those grow too long.
+    """
     names = [f"tool_{index}" for index, _ in tools]
-    return [
+    lines = [
         "start: call (NL? call)*" if many else "start: call",
         f"call: {tag(OPENING, special)} NL? ({' | '.join(names)}) NL? {tag(CLOSING, special)}",
         'NL: "\\n"',
-        *(f"{name}: {body}" for name, body in zip(names, bodies, strict=True)),
     ]
+    left = _LONGEST
+    for name, body in zip(names, bodies, strict=True):
+        left -= len(body)
+        if left < 0:
+            raise InvalidRequest(
+                f"What the tools' schemas allow takes more than {_LONGEST:,} characters as a grammar. "
+                "Offer fewer tools, or shorter schemas, or leave 'strict' out.",
+                param="tools",
+            )
+        lines.append(f"{name}: {body}")
+    return lines
