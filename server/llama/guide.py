@@ -163,15 +163,10 @@ class Guide:
             return
         matcher = self._matcher
         if matcher is None:
-            if token != constraint.trigger or self._matched:
+            if token != constraint.trigger:
                 return
             matcher = self._matcher = constraint.grammar.begin()
-        if (
-            breaking
-            and token in self._masks.breaks
-            and not matcher.is_stopped()
-            and not matcher.validate_tokens([token])
-        ):
+        if breaking and token in self._masks.breaks and not matcher.validate_tokens([token]):
             return
         constraint.grammar.wear += 1
         if not matcher.consume_token(token):

@@ -6,8 +6,10 @@ import ctypes
 import json
 import math
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
+import gguf
 import jsonschema
 import numpy as np
 import pytest
@@ -16,11 +18,23 @@ from server.core.errors import GenerationFailed, InvalidRequest
 from server.core.request import Constraint, GenerationRequest, SamplingParams, Thinking
 from server.engine.grammar import GrammarKind, GrammarSource
 from server.engine.plan import DecodeCode, Rows, StepPlan, StepResult
+from server.llama.backend import LlamaBackend
 from server.llama.guide import Guide, Masks, make_guide
+from server.llama.loading import load_backend
+from server.llama.params import LlamaParams
 from tests.fakes import FakeTokenizer
 from tests.llama.conftest import SCRIPTED
 from tests.llama.driving import GREEDY, Driver, Running, prompt_of
-from tests.models import follow
+from tests.models import (
+    ModelSpec,
+    _add_shape,
+    follow,
+    tensors_of,
+    vocabulary,
+)
+from tests.models import (
+    finish as finish_file,
+)
 
 pytestmark = pytest.mark.native
 
@@ -102,6 +116,46 @@ def test_whatever_draws_draws_what_fits(make_driver, sampling):
         driver.start(0, prompt_of(seed, 20), sampling, constraint=wanted)
         (said,) = finish(driver, 0)
         check(text_of(driver, said))
+
+
+def write_sentencepiece(path: Path) -> Path:
+    """Write a random model whose vocabulary is SentencePiece's: bytes beside pieces, spaces as ▁."""
+    spec = ModelSpec(padding=100)
+    size = len(vocabulary(spec).texts)
+    pieces = [*'{}[]":,0123456789abcnmeoutkidsxy', "▁", "▁[", '",', '":', "▁{", "name", "count"]
+    texts = [f"<0x{byte:02X}>" for byte in range(256)] + ["<unk>", "<s>", "</s>", *pieces]
+    texts += [f"▁w{number}" for number in range(size - len(texts))]
+    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    writer = gguf.GGUFWriter(path, spec.architecture)
+    _add_shape(writer, spec)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(texts)
+    writer.add_token_scores([-float(number) for number in range(size)])
+    writer.add_token_types([6 if at < 256 else kinds.get(text, 1) for at, text in enumerate(texts)])
+    writer.add_bos_token_id(texts.index("<s>"))
+    writer.add_eos_token_id(texts.index("</s>"))
+    writer.add_unk_token_id(texts.index("<unk>"))
+    for name, tensor in tensors_of(spec):
+        writer.add_tensor(name, tensor)
+    finish_file(writer)
+    return path
+
+
+def test_bytes_and_pieces_make_whole_characters(tmp_path):
+    path = write_sentencepiece(tmp_path / "pieces.gguf")
+    params = LlamaParams(path, slots=1, n_ctx=512, threads=1, warmup=False)
+    backend = load_backend(params)(lambda _fraction: None)
+    assert isinstance(backend, LlamaBackend)
+    try:
+        driver = Driver(backend)
+        wanted = json_constraint(driver)
+        for seed in range(8):
+            hot = SamplingParams(temperature=1.5, seed=seed)
+            driver.start(0, prompt_of(seed, 20), hot, constraint=wanted)
+            (said,) = finish(driver, 0)
+            check(text_of(driver, said))
+    finally:
+        backend.shutdown()
 
 
 def test_choices_share_a_grammar_and_go_their_own_ways(make_driver):
@@ -373,8 +427,8 @@ def test_a_draft_that_was_taken_and_then_lost_does_not_count():
     assert allowed(guide, tokenizer) == {ord("y")}
     guide.take(4, 1)
     assert allowed(guide, tokenizer) == {ord("a"), ord("x")}
-    with pytest.raises(GenerationFailed):
-        guide.take(6, ord("b"))
+    with pytest.raises(GenerationFailed, match="came without"):
+        guide.take(6, ord("a"))
 
 
 def test_a_draft_changes_nothing(make_driver):
@@ -454,6 +508,27 @@ def test_the_first_token_may_open_reasoning():
     assert allowed(free, tokenizer) == everything - {259}
     free.take(5, 97)
     assert allowed(free, tokenizer) == everything
+
+
+@pytest.mark.parametrize(
+    ("text", "fed", "left"),
+    [
+        ("ab", [10], {97}),
+        ("ab", [97], {98}),
+        ("\nab", [10], {97}),
+        ("\n*ab", [10], {10, 97}),
+        ("", [10], {256, 258}),
+    ],
+)
+def test_a_line_break_behind_reasoning_is_the_grammars_if_it_wants_it(text, fed, left):
+    tokenizer = FakeTokenizer()
+    guide = make(tokenizer, constraint(tokenizer, "regex", text), Thinking(259, 260, inside=True))
+    guide.take(5, 120)
+    guide.take(6, 260)
+    assert 10 in allowed(guide, tokenizer)
+    for position, token in enumerate(fed, 7):
+        guide.take(position, token)
+    assert allowed(guide, tokenizer) == left
 
 
 def test_a_complete_answer_ends():
