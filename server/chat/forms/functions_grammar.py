@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from server.chat.forms.argument_types import (
@@ -24,6 +24,9 @@ PARAMETER_END = "</parameter>"
 _END = f"\n{PARAMETER_END}\n"
 _IN_OBJECT = {"type", "properties", "required", "additionalProperties", "$defs", "x-guidance"}
 _DEEPEST = 20
+_MOST_NAMES = 128 * 1024
+"""Characters for the parameters of tools that are not enforced. Beyond it their names are not told apart."""
+_ANY_PARAMETERS = r'("<parameter=" /[^<> \t\r\n]+/ ">\n" free NL)*'
 _NOT_THE_END = r"~/(?s:.*)<\/parameter>(?s:.*)/"
 # Texts that are read as another type, where a parameter may be of that type, too. Of numbers, objects
 # and arrays all that begins like one: the lexer has to know from the first character on.
@@ -51,30 +54,29 @@ def functions_grammar(
     """
     chosen = chosen_tools(tools, only)
     texts: dict[str, str] = {}
-    bodies = (_body(index, tool, texts, enforced=enforce(tool)) for index, tool in chosen)
-    lines = calls_grammar(chosen, bodies, special=special, many=many)
+    bound = {index for index, tool in chosen if enforce(tool)}
+    free = {index: _free(parameters_of(tool)) for index, tool in chosen if index not in bound}
+    if sum(map(len, free.values())) > _MOST_NAMES:
+        free = dict.fromkeys(free, _ANY_PARAMETERS)
+
+    def bodies() -> Iterator[str]:
+        for index, tool in chosen:
+            inner = free.get(index)
+            if inner is None:
+                inner = _Enforced(parameters_of(tool), param_of(index), texts).rule()
+            opening = literal(f"<function={tool['function']['name']}>\n")
+            yield f'{opening} {inner} "</function>"'
+
+    lines = calls_grammar(chosen, bodies(), special=special, many=many)
     lines += [f"{name}: {text}" for text, name in texts.items()]
     return "\n".join([*lines, r"free[lazy]: /(?s:.*)<\/parameter>/"])
-
-
-def _body(index: int, tool: Tool, texts: dict[str, str], *, enforced: bool) -> str:
-    parameters = parameters_of(tool)
-    if enforced:
-        inner = _Enforced(parameters, param_of(index), texts).rule()
-    else:
-        inner = _free(parameters)
-    opening = literal(f"<function={tool['function']['name']}>\n")
-    return f'{opening} {inner} "</function>"'
 
 
 def _free(parameters: Mapping[str, Any]) -> str:
     """Parameters of the schema's names, or of any, in any order; their values are any text."""
     names = [name for name in parameters.get("properties") or () if _is_writable(name)]
-    if names:
-        tags = " | ".join(literal(_opening(name)) for name in names)
-    else:
-        tags = r'"<parameter=" /[^<> \t\r\n]+/ ">\n"'
-    return f"(({tags}) free NL)*"
+    tags = " | ".join(literal(_opening(name)) for name in names)
+    return f"(({tags}) free NL)*" if tags else _ANY_PARAMETERS
 
 
 class _Enforced:

@@ -59,8 +59,8 @@ def calls_grammar(
         left -= len(body)
         if left < 0:
             raise InvalidRequest(
-                f"What the tools' schemas allow takes more than {_LONGEST:,} characters as a grammar. "
-                "Offer fewer tools, or shorter schemas, or leave 'strict' out.",
+                f"The tools' schemas take more than {_LONGEST:,} characters as a grammar. "
+                "Offer fewer tools or shorter schemas, or do not ask for them to be enforced.",
                 param="tools",
             )
         lines.append(f"{name}: {body}")
