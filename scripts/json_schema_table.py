@@ -29,7 +29,7 @@ DRAFTS = ("draft2020-12", "draft7")
 
 KEYWORDS: dict[str, tuple[str, str, str]] = {
     "type": ("enforced", "type", "Integers are written without a fraction."),
-    "enum": ("enforced", "enum", "No control characters but tab and line breaks, no number beyond ±2^53."),
+    "enum": ("enforced", "enum", "No control characters but tab and line breaks, no number as under `minimum`."),
     "const": ("enforced", "const", "As `enum`."),
     "properties": ("enforced", "properties", "In the schema's order; names that are not listed come after them."),
     "required": ("enforced", "required", ""),
@@ -56,7 +56,7 @@ KEYWORDS: dict[str, tuple[str, str, str]] = {
     "maxLength": ("enforced", "maxLength", ""),
     "pattern": ("in part", "pattern", "ECMAScript's, without looking around, back references, `\\b`, `\\p` and flags."),
     "format": ("in part", "format", "Those of the next table; any other one is refused."),
-    "minimum": ("enforced", "minimum", "No bound beyond ±2^53."),
+    "minimum": ("enforced", "minimum", "No bound beyond ±2^53, or with more than 15 digits of which some are a fraction's. No exponents in an answer."),
     "maximum": ("enforced", "maximum", "As `minimum`."),
     "exclusiveMinimum": ("enforced", "exclusiveMinimum", "As `minimum`; a number, not draft 4's boolean."),
     "exclusiveMaximum": ("enforced", "exclusiveMaximum", "As `exclusiveMinimum`."),

@@ -62,7 +62,11 @@ def chain(links: int) -> dict[str, Any]:
         ({"maximum": float("inf")}, "a number that is not finite"),
         ({"exclusiveMinimum": True}, "not a boolean as in draft 4"),
         ({"multipleOf": 0}, "'multipleOf' must be above 0"),
-        ({"multipleOf": 1e-300}, "'multipleOf' 1e-300 has too many digits"),
+        (
+            {"multipleOf": 1e-300},
+            "'multipleOf' has a fraction of more than 15 digits, or too close",
+        ),
+        ({"const": 0.1 + 0.2}, "'const' has a fraction of more than 15 digits"),
         ({"multipleOf": 0.07}, "'multipleOf' 0.07 has too many digits"),
         ({"uniqueItems": True}, "'uniqueItems' is not supported"),
         ({"minProperties": 2}, "'minProperties' more than one above the required ones"),

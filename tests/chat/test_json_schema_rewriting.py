@@ -62,6 +62,21 @@ TREE = {"anyOf": [{"type": "null"}, object_(sub={"$ref": "#"})]}
             ["6"],
             ["4", "2"],
         ),
+        (
+            {"type": "number", "exclusiveMinimum": 1, "maximum": 1.5},
+            ["1.5", "1.01"],
+            ["1", "1.0", "1.51"],
+        ),
+        (
+            {"type": "number", "minimum": -0.5, "exclusiveMaximum": 0},
+            ["-0.5", "-0.01"],
+            ["0", "-0.0", "-0.51"],
+        ),
+        (
+            {"type": "number", "exclusiveMinimum": 99, "minimum": 5, "not": {"minimum": 101}},
+            ["100", "99.5", "100.9"],
+            ["99", "6", "101"],
+        ),
         ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, ["1", '"a"'], ["null"]),
         ({"type": "number", "oneOf": [{"minimum": 1}, {"maximum": 2}]}, ["0", "3"], ["1", "2"]),
         (

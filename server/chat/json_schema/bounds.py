@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 from server.chat.json_schema.refusal import Refused
@@ -27,6 +28,8 @@ MAX_LENGTH = 1_000_000
 """`minLength`, `maxLength`, and the repetitions in a `pattern`."""
 MAX_NUMBER = 2**53
 """Beyond it numbers are not exact in the grammar."""
+_DIGITS = 15
+"""Of a fraction: so many, at a scale of 10^22 at most, the compiler reads exactly."""
 _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 
@@ -73,7 +76,30 @@ def number(value: Any, keyword: str) -> int | float:
         raise Refused(f"'{keyword}' must be a number")
     if abs(value) > MAX_NUMBER:
         raise Refused(f"'{keyword}' has a number beyond ±2^53")
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if float(value).is_integer():
+        return int(value)
+    told = Decimal(str(value)).as_tuple()
+    if len(told.digits) > _DIGITS or abs(int(told.exponent)) > 22:
+        raise Refused(
+            f"'{keyword}' has a fraction of more than {_DIGITS} digits, or too close to 0"
+        )
+    return value
+
+
+def bound(keyword: str, value: float) -> dict[str, int | float]:
+    """Write a bound of numbers as the grammar holds it.
+
+    From 0 on the compiler admits n itself under `exclusiveMinimum` n where the maximum is below n + 1,
+    and the other way round below 0: the next number of 15 digits is the bound there.
+    """
+    whole = float(value).is_integer()
+    digits = len(str(abs(int(value)))) if value else 0
+    step = Decimal(10) ** -max(0, _DIGITS - digits)
+    if keyword == "exclusiveMinimum" and value >= 0 and whole:
+        return {"minimum": float(Decimal(value) + step)}
+    if keyword == "exclusiveMaximum" and value <= 0 and whole:
+        return {"maximum": float(Decimal(value) - step)}
+    return {keyword: value}
 
 
 def literal(value: Any, keyword: str) -> Any:

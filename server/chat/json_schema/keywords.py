@@ -11,6 +11,7 @@ from server.chat.json_schema.bounds import (
     MAX_COUNTED,
     MAX_LENGTH,
     MAX_OPTIONAL,
+    bound,
     count,
     literal,
     number,
@@ -65,7 +66,9 @@ def _bound(here: Place, keyword: str) -> None:
     value = here.schema[keyword]
     if isinstance(value, bool) and keyword.startswith("exclusive"):
         raise here.refused(keyword, "must be a number, not a boolean as in draft 4")
-    here.written[keyword] = number(value, keyword)
+    for name, held in bound(keyword, number(value, keyword)).items():
+        narrower = max if name in ("minimum", "exclusiveMinimum") else min
+        here.written[name] = narrower(held, here.written.get(name, held))
 
 
 def _multiple(here: Place, keyword: str) -> None:

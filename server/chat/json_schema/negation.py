@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from server.chat.json_schema.bounds import KINDS, MAX_LENGTH, count
+from server.chat.json_schema.bounds import KINDS, MAX_LENGTH, bound, count, number
 from server.chat.json_schema.others import other_values
 from server.chat.json_schema.place import Place
 
@@ -46,7 +46,7 @@ def _bound(here: Place, keyword: str) -> Iterator[Any]:
         "exclusiveMinimum": "maximum",
         "exclusiveMaximum": "minimum",
     }[keyword]
-    yield {"type": "number", other: here.schema[keyword]}
+    yield {"type": "number", **bound(other, number(here.schema[keyword], keyword))}
 
 
 def _size(here: Place, keyword: str) -> Iterator[Any]:

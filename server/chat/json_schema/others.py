@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from server.chat.json_schema.bounds import KINDS, literal
+from server.chat.json_schema.bounds import KINDS, bound, literal
 from server.chat.json_schema.patterns import ANYTHING, spelt, text_but
 from server.chat.json_schema.refusal import Refused
 
@@ -52,10 +52,11 @@ def other_values(values: Sequence[Any], keyword: str) -> Iterator[Any]:
 
 
 def _numbers(excluded: list[int | float]) -> Iterator[Any]:
-    yield {"type": "number", "exclusiveMaximum": excluded[0]}
+    yield {"type": "number", **bound("exclusiveMaximum", excluded[0])}
     for low, high in pairwise(excluded):
-        yield {"type": "number", "exclusiveMinimum": low, "exclusiveMaximum": high}
-    yield {"type": "number", "exclusiveMinimum": excluded[-1]}
+        between = bound("exclusiveMinimum", low) | bound("exclusiveMaximum", high)
+        yield {"type": "number", **between}
+    yield {"type": "number", **bound("exclusiveMinimum", excluded[-1])}
 
 
 def _strings(words: set[str], keyword: str) -> str:
