@@ -106,7 +106,7 @@ def guided(backend: Backend, tokens: int) -> list[float]:
     grammar = backend.tokenizer.grammars.compile(source(ENDLESS))
     random, taken = np.random.default_rng(1), []
     n_vocab = backend.tokenizer.n_vocab
-    guide, token = Guide(masks, 1, None, Constraint(grammar)), 0
+    guide, token = Guide(masks, 1, None, Constraint(grammar), {}), 0
     for position in range(tokens):
         logits = random.normal(0, 4, n_vocab).astype(np.float32)
         begin = time.thread_time()

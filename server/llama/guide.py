@@ -6,7 +6,7 @@ are repeated, drafts that do not come true and pauses without a slot need no wor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum, auto
 
 import numpy as np
@@ -83,10 +83,12 @@ class Guide:
         n_prompt: int,
         thinking: Thinking | None,
         constraint: Constraint | None,
+        bias: Mapping[int, float],
     ) -> None:
-        """`n_prompt`: tokens of the prompt, none of which counts."""
+        """`n_prompt`: tokens of the prompt, none of which counts; `bias`: what the sampler adds to logits."""
         self._masks = masks
         self._n_prompt = n_prompt
+        self._bias = bias
         self._thinking = thinking
         self._closing = [] if thinking is None else list(thinking.closing) or [thinking.end]
         self._constraint = constraint
@@ -191,7 +193,7 @@ class Guide:
             elif matcher is not None:  # an end here would be an answer without what was asked for
                 masks.without(masks.eog, logits)
         elif matcher is not None:
-            masks.follow(matcher, logits, self._beside())
+            masks.follow(matcher, logits, self._beside(logits))
             if matcher.is_error():
                 raise self._lost(matcher)
         elif self._matched:
@@ -216,12 +218,22 @@ class Guide:
             )
         return GenerationFailed("The output form cannot be followed any further.")
 
-    def _beside(self) -> Collection[int]:
+    def _beside(self, logits: Floats) -> Collection[int]:
         """Tokens that may come although the grammar does not know them."""
         thinking = self._thinking
         if self._stage is _Stage.START and thinking is not None and not self._spent(thinking):
-            return (thinking.start,)
+            return (thinking.start,) if self._would_reason(thinking, logits) else ()
         return self._masks.breaks if self._breaking else ()
+
+    def _would_reason(self, thinking: Thinking, logits: Floats) -> bool:
+        """Tell whether the model itself would most likely begin with reasoning.
+
+        Beside the few tokens of a grammar, a marker that it hardly ever begins with could be the likeliest one.
+        """
+        if self._bias:
+            logits = logits.copy()  # once in an answer
+            logits[list(self._bias)] += np.fromiter(self._bias.values(), np.float32)
+        return bool(logits[thinking.start] >= logits.max())
 
 
 def make_guide(masks: Masks, request: GenerationRequest) -> Guide | None:
@@ -232,4 +244,5 @@ def make_guide(masks: Masks, request: GenerationRequest) -> Guide | None:
     if constraint is not None and not isinstance(constraint.grammar, LlamaGrammar):
         message = f"{type(constraint.grammar).__name__} is no grammar of this backend"
         raise ValueError(message)
-    return Guide(masks, len(request.prompt), thinking, constraint)
+    bias = request.sampling.logit_bias
+    return Guide(masks, len(request.prompt), thinking, constraint, bias)

@@ -190,7 +190,7 @@ def test_what_refers_on_and_on_does_not_end_the_process(kind):
 def first_failure(tokenizer, text: str) -> str:
     """Follow what the grammar allows for 200 tokens; return what it ended with, empty if nothing failed."""
     try:
-        guide = Guide(Masks(tokenizer), 1, None, Constraint(compiled(tokenizer, "regex", text)))
+        guide = Guide(Masks(tokenizer), 1, None, Constraint(compiled(tokenizer, "regex", text)), {})
         for position in range(1, 200):
             logits = np.zeros(tokenizer.n_vocab, np.float32)
             guide.restrict(logits)
@@ -279,7 +279,7 @@ def test_what_many_have_followed_is_compiled_anew(tokenizer, monkeypatch):
     tokenizer = FakeTokenizer()
     random = np.random.default_rng(0)
     for _ in range(12):
-        guide = Guide(Masks(tokenizer), 1, None, Constraint(exploding(tokenizer)))
+        guide = Guide(Masks(tokenizer), 1, None, Constraint(exploding(tokenizer)), {})
         for position in range(1, 400):
             logits = random.normal(0, 1, tokenizer.n_vocab).astype(np.float32)
             guide.restrict(logits)
@@ -294,7 +294,7 @@ def exploding(tokenizer) -> LlamaGrammar:
 def test_what_failed_somebody_is_compiled_anew(tokenizer):
     before = exploding(tokenizer)
     assert exploding(tokenizer) is before
-    guide = Guide(Masks(tokenizer), 1, None, Constraint(before))
+    guide = Guide(Masks(tokenizer), 1, None, Constraint(before), {})
     with pytest.raises(GenerationFailed):
         guide.take(1, ord("x"))
     assert exploding(tokenizer) is not before

@@ -215,6 +215,27 @@ def test_log_probabilities_are_the_models_own(make_driver, sampling):
     assert guided.logprob < guided.top[0].logprob
 
 
+@pytest.mark.parametrize("likely", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_nobody_reasons_who_would_not_have_begun_with_it(make_driver, likely, seed):
+    """Beside a grammar's few tokens the marker may be the likeliest; what counts is the whole vocabulary."""
+    driver = make_driver()
+    markers = driver.backend.tokenizer.marker_tokens
+    start, end = markers["<think>"], markers["</think>"]
+    # Far likelier than the brace in both cases, and the likeliest of all in one.
+    bias = {start: 30.0} | ({} if likely else {10: 60.0})
+    sampling = SamplingParams(temperature=1.5, seed=seed, logit_bias=bias)
+    driver.start(
+        0,
+        PROMPT,
+        sampling,
+        thinking=Thinking(start, end, budget=3, closing=(end,)),
+        constraint=json_constraint(driver),
+    )
+    (said,) = finish(driver, 0, most=230)
+    assert (said[0] == start) is likely
+
+
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("budget", [None, 0, 1, 7])
 def test_reasoning_comes_first_and_the_answer_fits(make_driver, inside, budget):
@@ -223,7 +244,7 @@ def test_reasoning_comes_first_and_the_answer_fits(make_driver, inside, budget):
     start, end = markers["<think>"], markers["</think>"]
     closing = (*driver.backend.tokenizer.encode("so it is.\n"), end, 10, 10)
     # By chance nobody begins to reason, and nobody comes to an end.
-    bias = {start: 50.0, end: 48.0} if budget is None else {start: 50.0}
+    bias = {start: 50.0, end: 43.0} if budget is None else {start: 50.0}
     sampling = SamplingParams(temperature=1.5, seed=1, logit_bias=bias)
     driver.start(
         0,
