@@ -115,6 +115,7 @@ def test_reasoning_without_an_end_ends_nothing_and_is_told_at_once():
     assert [detokenizer.push(token) for token in b"stop st"] == list("stop st")
     assert detokenizer.flush() == ""
     assert detokenizer.match is None
+    assert said([0xE4, 0xBD], ("\ufffd",), INSIDE) == ("\ufffd", None)
 
 
 def test_the_line_breaks_before_the_answer_do_not_end_it():

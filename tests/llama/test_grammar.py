@@ -268,6 +268,11 @@ def test_the_longest_unused_is_forgotten(monkeypatch):
     assert ask("a", "d", "a") == 1
     assert ask("c") == 0
     assert ask("b") == 1
+    oldest = grammars.compile(GrammarSource("regex", "f" * 10))
+    assert ask("g", "h") == 2
+    assert isinstance(oldest, LlamaGrammar)
+    oldest.spoil()
+    assert ask("f", "i", "f") == 2
     grammars.compile(GrammarSource("regex", "e" * 100))
     assert ask("a", "b", "c") == 3
 

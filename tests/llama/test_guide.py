@@ -550,6 +550,16 @@ def test_a_line_break_behind_reasoning_is_the_grammars_if_it_wants_it(text, fed,
     for position, token in enumerate(fed, 7):
         guide.take(position, token)
     assert allowed(guide, tokenizer) == left
+    with pytest.raises(GenerationFailed, match="cannot be followed"):
+        guide.take(8, 120)
+
+
+def test_a_line_break_is_wanted_by_the_grammar_or_not_there():
+    tokenizer = FakeTokenizer()
+    guide = make(tokenizer, constraint(tokenizer, "regex", "ab"))
+    guide.take(5, 97)
+    with pytest.raises(GenerationFailed, match="cannot be followed"):
+        guide.take(6, 10)
 
 
 def test_a_complete_answer_ends():
