@@ -307,7 +307,6 @@ def test_what_failed_somebody_is_compiled_anew(tokenizer):
 
 def test_many_threads_may_compile_at_once():
     grammars = FakeTokenizer().grammars
-    before = threading.stack_size()
     made: list[LlamaGrammar] = []
 
     def ask(number: int) -> None:
@@ -321,7 +320,7 @@ def test_many_threads_may_compile_at_once():
         thread.join()
     assert len(made) == 24
     assert len({id(grammars.compile(GrammarSource("regex", f"x{n}+"))) for n in range(3)}) == 3
-    assert threading.stack_size() == before
+    assert threading.stack_size() == 0  # the system's own
 
 
 def test_a_vocabulary_does_not_outlive_its_model():
