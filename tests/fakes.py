@@ -191,6 +191,8 @@ class Script:
     reason: FinishReason = FinishReason.STOP
     error: OnegpuError | None = None
     cached: int = 0
+    stop_match: str | None = None
+    """The stop string that ended it; the texts end before it."""
 
 
 @dataclass(eq=False)
@@ -295,7 +297,7 @@ class FakeEngine:
             if script.error is not None:
                 self.fail(stream, script.error)
             else:
-                self.finish(stream, script.reason)
+                self.finish(stream, script.reason, stop_match=script.stop_match)
         return stream
 
     def begin(self, stream: FakeStream, cached: int = 0, missed: str | None = None) -> None:
@@ -312,11 +314,15 @@ class FakeEngine:
         stream.push(Delta(text, tokens, logprobs))
 
     def finish(
-        self, stream: FakeStream, reason: FinishReason = FinishReason.STOP, completion: int = 5
+        self,
+        stream: FakeStream,
+        reason: FinishReason = FinishReason.STOP,
+        completion: int = 5,
+        stop_match: str | None = None,
     ) -> None:
         cached = self.cached.get(stream.request_id, 0)
         usage = Usage(len(stream.request.prompt), completion, cached)
-        stream.push(Finished(reason, usage, Timings(0.0, 0.0, 0.0)))
+        stream.push(Finished(reason, usage, Timings(0.0, 0.0, 0.0), stop_match))
         self._drop(stream)
 
     def fail(self, stream: FakeStream, error: OnegpuError) -> None:

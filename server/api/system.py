@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -23,6 +23,8 @@ from server.gateway.health import Verdict
 from server.gateway.host import HostState
 from server.gateway.host_troubles import dead
 from server.gateway.routing import Served
+from server.gateway.spec import ChatPrompt
+from server.gateway.steering import template_kwargs
 
 
 def system_router(parts: Parts) -> APIRouter:
@@ -111,20 +113,25 @@ def _tools_router(parts: Parts) -> APIRouter:
         """Messages to the prompt's text."""
         body = await read_model(request, ChatFields, pause)
         prompt = body.prompt()
-        headers = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
+        strict = is_strict(request, parts.limits)
+        headers = ignored_header(body.leftover(strict=strict))
 
         async def work() -> str:
             async with parts.service.using(body.model, principal_of(request)) as (served, _):
-                whole = compose(served, prompt)
-                render = served.prompter.template.render
-                return await parts.service.aside(
-                    render, whole.messages, whole.tools, whole.template_kwargs
-                )
+                return await parts.service.aside(_rendered, served, prompt, strict=strict)
 
         text = await unless_disconnected(request.receive, work())
         return _json({"prompt": text}, headers)
 
     return router
+
+
+def _rendered(served: Served, prompt: ChatPrompt, *, strict: bool) -> str:
+    """Answer `/apply-template`: the prompt as a chat completion has it. For a worker thread."""
+    template = served.prompter.template
+    kwargs = template_kwargs(prompt, template, strict=strict)
+    whole = compose(served, replace(prompt, template_kwargs=kwargs))
+    return template.render(whole.messages, whole.tools, whole.template_kwargs)
 
 
 def _tokenized(tokenizer: Tokenizer, body: TokenizeRequest, headers: dict[str, str]) -> Response:

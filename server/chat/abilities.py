@@ -42,6 +42,8 @@ class Abilities:
     """Arguments of calls must be objects: as text they come out wrong, or worse."""
     no_content: str | None = ""
     """The content to give to a message that has calls only."""
+    names: bool = False
+    """It shows a user message's `name`."""
 
 
 def find_abilities(render: Render) -> Abilities:
@@ -67,6 +69,7 @@ def find_abilities(render: Render) -> Abilities:
         calls_together=bool(_shows(render, "probe_of_call", *_calls(no_content, number=2))),
         objects=_wants_objects(render, no_content),
         no_content=no_content,
+        names=bool(_shows(render, "probe_of_name", [{**_USER, "name": "probe_of_name"}])),
     )
 
 

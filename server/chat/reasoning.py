@@ -11,24 +11,33 @@ _OPENING, _CLOSING = "<think>", "</think>"
 
 
 class ReasoningCounter:
-    """Counts the reasoning tokens of one choice, the two markers included."""
+    """Counts the reasoning tokens of one choice, the two markers included.
 
-    __slots__ = ("_close", "_open", "count", "inside")
+    As in its text, reasoning comes first or not at all: a marker within the answer opens nothing.
+    """
 
-    def __init__(self, markers: Mapping[str, int], prompt: Sequence[int] = ()) -> None:
-        """`markers`: the vocabulary's marker tokens. A prompt may have opened the block already."""
+    __slots__ = ("_close", "_open", "_pieces", "_possible", "count", "inside")
+
+    def __init__(
+        self, markers: Mapping[str, int], pieces: Sequence[bytes], prompt: Sequence[int] = ()
+    ) -> None:
+        """`markers`: the vocabulary's marker tokens; `pieces`: token id → text. A prompt may have opened the block."""
+        self._pieces = pieces
         self._open = markers.get("<think>", -1)
         self._close = markers.get("</think>", -1)
         self.count = 0
         self.inside = self._open >= 0 and self._left_open(prompt)
+        self._possible = not self.inside
+        """Whether neither reasoning nor answer has begun."""
 
     def add(self, tokens: Iterable[int]) -> None:
         """Take the tokens of a delta."""
         if self._open < 0:
             return
         for token in tokens:
-            if token == self._open:
-                self.inside = True
+            if self._possible:
+                self.inside = token == self._open
+                self._possible = not self.inside and not self._pieces[token].strip()
             self.count += self.inside
             if token == self._close:
                 self.inside = False

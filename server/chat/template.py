@@ -88,6 +88,8 @@ class ChatTemplate:
         """Whether it tells the model about tools."""
         self.takes_calls_together = self.abilities.calls_together
         """Whether a message may have several calls; some templates accept one, some none."""
+        self.shows_names = self.abilities.names
+        """Whether it tells the model the `name` of who speaks."""
         self.variables = self._template.variables if self._template else frozenset[str]()
         """Names that the template looks for, such as `enable_thinking`."""
         self.thinks = any(mark in (source or "") for mark in ("<think>", "</think>"))

@@ -106,5 +106,7 @@ class GenerationSpec:
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     thinking_budget: int | None = None
     """Most tokens of reasoning, the markers not counted; None: no limit of its own."""
+    strict: bool = False
+    """Whether what the model's template would not look at is refused."""
     forward: Forward | None = None
     """The request for a remote; None: it has no form that a remote knows."""

@@ -21,8 +21,16 @@ _CLOSING = "\n</think>\n\n"
 """As Qwen3 ends its own blocks."""
 _TAIL = 8
 """Last tokens of a prompt among which the marker is that the template may have left there."""
-_EFFORT: Mapping[Any, int | None] = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096}
-"""Tokens of reasoning that an effort allows, where the template does not know efforts. More than these: no limit."""
+_EFFORT: Mapping[str, int | None] = {
+    "none": 0,
+    "minimal": 256,
+    "low": 1024,
+    "medium": 4096,
+    "high": None,
+    "xhigh": None,
+    "max": None,
+}
+"""Tokens of reasoning that an effort allows, where the template does not know efforts; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,63 @@ def held(output: OutputForm, tokenizer: Tokenizer) -> Steering:
     return Steering(constraint=Constraint(tokenizer.grammars.compile(_source(output))))
 
 
+def template_kwargs(
+    given: ChatPrompt, template: ChatTemplate, *, strict: bool = False
+) -> Mapping[str, Any]:
+    """Return the template's variables, efforts in its own words. Raises `InvalidRequest`.
+
+    That is for reasoning that the model lacks; with `strict`, also for what the template does not look at.
+    """
+    kwargs = dict(given.template_kwargs)
+    thinking, effort = kwargs.get("enable_thinking"), kwargs.get("reasoning_effort")
+    if not isinstance(thinking, bool | None):
+        raise InvalidRequest(
+            "'enable_thinking' must be true or false.", param="chat_template_kwargs.enable_thinking"
+        )
+    if thinking and not template.thinks:
+        raise InvalidRequest(
+            "This model does not reason: leave 'enable_thinking' out, or send false.",
+            param="enable_thinking",
+        )
+    if "reasoning_effort" not in template.variables:
+        if effort is not None and not (isinstance(effort, str) and effort in _EFFORT):
+            raise InvalidRequest(
+                f"'reasoning_effort' must be one of {', '.join(_EFFORT)}.",
+                param="chat_template_kwargs.reasoning_effort",
+            )
+        kwargs.pop("reasoning_effort", None)
+        if effort == "none" and "enable_thinking" in template.variables:
+            kwargs.setdefault("enable_thinking", False)
+    if strict:
+        _refuse_unseen(given, template)
+    return kwargs
+
+
+def _refuse_unseen(given: ChatPrompt, template: ChatTemplate) -> None:
+    """Raise `InvalidRequest` for what the request says to a template that does not look at it."""
+    seen = template.variables | {"enable_thinking", "reasoning_effort"}
+    for key in given.template_kwargs:
+        if key not in seen:
+            raise InvalidRequest(
+                f"The model's chat template does not look at {key[:100]!r}; strict mode refuses it.",
+                param=f"chat_template_kwargs.{key[:100]}",
+            )
+    if given.template_kwargs.get("reasoning_effort") not in (None, "none") and not (
+        template.thinks or "reasoning_effort" in template.variables
+    ):
+        raise InvalidRequest(
+            "This model does not reason; strict mode refuses 'reasoning_effort'.",
+            param="reasoning_effort",
+        )
+    for number, message in enumerate(given.messages):
+        # A tool's result names the tool that its call names already.
+        if "name" in message and message["role"] != "tool" and not template.shows_names:
+            raise InvalidRequest(
+                "The model's chat template does not show the names of who speaks; strict mode refuses them.",
+                param=f"messages[{number}].name",
+            )
+
+
 class Steerer:
     """Steers the answer to one chat. For a worker thread: grammars are compiled here."""
 
@@ -55,6 +120,7 @@ class Steerer:
     ) -> None:
         """`given`: the prompt as the request has it; `offered`: the tools that the model is shown."""
         self._spec = spec
+        self._prompt = given
         self._given = given.template_kwargs
         self._choice = spec.tool_choice
         self._offered = () if spec.tool_choice.mode == "none" else offered
@@ -63,21 +129,21 @@ class Steerer:
         self._form = self._tool_form()
 
     def kwargs(self) -> Mapping[str, Any]:
-        """Return the template's variables, efforts in its own words. Raises `InvalidRequest` for reasoning it lacks."""
-        template, kwargs = self._template, dict(self._given)
-        if kwargs.get("enable_thinking") is True and not template.thinks:
-            raise InvalidRequest(
-                "This model does not reason: leave 'enable_thinking' out, or send false.",
-                param="enable_thinking",
-            )
-        if "reasoning_effort" not in template.variables:
-            effort = kwargs.pop("reasoning_effort", None)
-            if effort == "none" and "enable_thinking" in template.variables:
-                kwargs.setdefault("enable_thinking", False)
-        return kwargs
+        """Return the template's variables. Raises as `template_kwargs`."""
+        return template_kwargs(self._prompt, self._template, strict=self._spec.strict)
 
     def constraint(self) -> Constraint | None:
         """Compile what the answer is held to. Raises `InvalidRequest` for what cannot be enforced."""
+        made = self._constraint()
+        if made is not None and self._spec.ignore_eos and (made.trigger is None or made.once):
+            raise InvalidRequest(
+                "'ignore_eos' cannot be combined with a call that has to come, nor with "
+                "'parallel_tool_calls': false: there the answer ends with the call.",
+                param="ignore_eos",
+            )
+        return made
+
+    def _constraint(self) -> Constraint | None:
         output, form = self._spec.output, self._form
         if output is None:
             return None if form is None else self._calls(form)
@@ -102,6 +168,11 @@ class Steerer:
         if not self._template.thinks:
             return None, "none"
         if start is None or end is None:
+            if self._spec.thinking_budget is not None:
+                raise InvalidRequest(
+                    "This model's vocabulary has no tokens <think> and </think>: its reasoning cannot be bounded.",
+                    param="thinking_token_budget",
+                )
             return None, "possible"
         pieces = self._tokenizer.pieces
         last = next((token for token in reversed(tokens[-_TAIL:]) if pieces[token].strip()), None)
@@ -118,7 +189,7 @@ class Steerer:
             return 0  # a template that knows the word has closed the block
         if "reasoning_effort" in self._template.variables:
             return None
-        return _EFFORT.get(self._given.get("reasoning_effort"))
+        return _EFFORT.get(self._given.get("reasoning_effort", ""))
 
     def _tool_form(self) -> ToolForm | None:
         """Return how calls are written; None where there are none. Raises `InvalidRequest`."""

@@ -167,3 +167,16 @@ async def test_choices_are_taken_apart_apart():
     answer = await whole(Stack(engine=FakeEngine(script=lambda _: next(script))), n=2)
     assert [choice.finish_reason for choice in answer.choices] == ["tool_calls", "stop"]
     assert answer.choices[1].message.content == "Plain."
+
+
+async def test_a_call_that_a_stop_string_cuts_is_none_to_be_run():
+    cut = Script((CALLS[: CALLS.index("Paris")],), stop_match="Paris")
+
+    def stack():
+        return Stack(engine=FakeEngine(script=lambda _: cut))
+
+    answer = await whole(stack())
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.tool_calls[0].function.arguments == '{"city": "'
+    chunks = await chunks_of(stack())
+    assert chunks[-1].choices[0].finish_reason == "stop"

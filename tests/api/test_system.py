@@ -51,6 +51,12 @@ async def test_apply_template(stack):
     assert prompt == (
         "<|im_start|>user\n<|im_end|><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
+    # As a chat completion would have it: efforts are told in the template's own words.
+    effort = {"messages": body["messages"], "reasoning_effort": "none"}
+    assert (await post(stack, "/apply-template", effort)).json()["prompt"] == prompt
+    strict = {**body, "chat_template_kwargs": {"colour": "red"}}
+    refused = await post(stack, "/apply-template", strict, **{"x-onegpu-strict": "true"})
+    assert refused.json()["error"]["param"] == "chat_template_kwargs.colour"
 
 
 async def test_models(stack):

@@ -123,15 +123,26 @@ def test_arguments_nested_too_deep_are_the_callers_error():
 
 
 def test_reasoning_is_counted_between_the_markers():
-    counter = ReasoningCounter(MARKERS)
-    for tokens in ([1, 259, 2], [3], [260, 4], [5]):
+    pieces = FakeTokenizer().pieces
+    counter = ReasoningCounter(MARKERS, pieces)
+    for tokens in ([10, 259, 2], [3], [260, 4], [5]):
         counter.add(tokens)
     assert counter.count == 4
-    opened = ReasoningCounter(MARKERS, [259, 1, 260, 259, 10])
-    opened.add([1, 2, 260, 3])
+    opened = ReasoningCounter(MARKERS, pieces, [259, 65, 260, 259, 10])
+    opened.add([65, 66, 260, 67])
     assert opened.count == 3
-    assert not ReasoningCounter(MARKERS, [259, 260]).inside
-    assert not ReasoningCounter({}, [1]).inside
+    assert not ReasoningCounter(MARKERS, pieces, [259, 260]).inside
+    assert not ReasoningCounter({}, pieces, [1]).inside
+
+
+@pytest.mark.parametrize("before", [[65], [259, 66, 260], [259, 260, 10]])
+def test_a_marker_within_the_answer_begins_no_reasoning(before):
+    counter = ReasoningCounter(MARKERS, FakeTokenizer().pieces)
+    counter.add(before)
+    count = counter.count
+    counter.add([259, 66, 67])
+    assert counter.count == count
+    assert not counter.inside
 
 
 NEEDS_SYSTEM = (

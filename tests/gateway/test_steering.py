@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -340,3 +341,69 @@ def test_calls_with_tagged_parameters_are_held_to_their_schemas_too():
     assert not follow(one.constraint, call(city="Rom", count=3, kind="c"), tokenizer)
     assert not follow(one.constraint, call(city="Rom", count=3, more='["c"]'), tokenizer)
     assert not follow(one.constraint, call(count=3), tokenizer)
+
+
+def test_variables_are_what_the_server_understands():
+    for kwargs, param in (
+        ({"enable_thinking": "false"}, "chat_template_kwargs.enable_thinking"),
+        ({"reasoning_effort": ["low"]}, "chat_template_kwargs.reasoning_effort"),
+        ({"reasoning_effort": "lowest"}, "chat_template_kwargs.reasoning_effort"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            steered(kwargs=kwargs)
+        assert caught.value.param == param
+    # A template that knows efforts has words of its own for them.
+    source = CHAT_TEMPLATE + "{{ reasoning_effort }}"
+    one, _ = steerer(source=source, kwargs={"reasoning_effort": "lowest"})
+    assert one.kwargs() == {"reasoning_effort": "lowest"}
+
+
+def test_strict_mode_refuses_what_the_template_does_not_look_at():
+    plain = "{{ messages[0].content }}"
+    for source, kwargs, param in (
+        (CHAT_TEMPLATE, {"colour": "red"}, "chat_template_kwargs.colour"),
+        (plain, {"reasoning_effort": "low"}, "reasoning_effort"),
+    ):
+        assert steered(source=source, kwargs=kwargs).constraint is None
+        with pytest.raises(InvalidRequest) as caught:
+            steered(source=source, kwargs=kwargs, strict=True)
+        assert caught.value.param == param
+    taken: list[tuple[str, dict[str, Any]]] = [
+        (CHAT_TEMPLATE + "{{ colour }}", {"colour": "red"}),
+        (CHAT_TEMPLATE, {"enable_thinking": False, "reasoning_effort": "low"}),
+        (plain, {"enable_thinking": False, "reasoning_effort": "none"}),
+    ]
+    for source, kwargs in taken:
+        assert steered(source=source, kwargs=kwargs, strict=True).constraint is None
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "tool"])
+@pytest.mark.parametrize("shown", [False, True])
+def test_strict_mode_refuses_names_that_are_not_shown(role, shown):
+    named = "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}"
+    tokenizer = FakeTokenizer()
+    template = ChatTemplate(named if shown else named.replace("{{ m.name }}", ""), tokenizer)
+    prompt = ChatPrompt([HELLO, {"role": role, "content": "x", "name": "Ada"}])
+    one = Steerer(spec_of(prompt, strict=True), prompt, (), template, tokenizer)
+    if shown or role == "tool":
+        assert one.kwargs() == {}
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        one.kwargs()
+    assert caught.value.param == "messages[1].name"
+
+
+def test_reasoning_without_markers_in_the_vocabulary_cannot_be_bounded():
+    one, _ = steerer(tokenizer=FakeTokenizer(markers={}), thinking_budget=5)
+    with pytest.raises(InvalidRequest) as caught:
+        one.steer([1], None)
+    assert caught.value.param == "thinking_token_budget"
+
+
+def test_an_answer_that_ends_with_its_call_cannot_go_on():
+    required, once = ToolChoice("required"), ToolChoice("auto", parallel=False)
+    for choice in (required, once):
+        with pytest.raises(InvalidRequest) as caught:
+            steered([tool("f")], tool_choice=choice, ignore_eos=True)
+        assert caught.value.param == "ignore_eos"
+    assert steered([tool("f")], ignore_eos=True).constraint is not None

@@ -15,7 +15,7 @@ from server.api.openai.head import AnswerHead, head_of
 from server.api.openai.remote import CHAT, RemoteStream, remote_whole
 from server.api.openai.reply import message_of
 from server.api.openai.streaming import Writer, open_whole, stream, told_of, whole
-from server.api.openai.wire import FINISH, encode
+from server.api.openai.wire import encode
 from server.api.parts import Parts
 from server.api.schemas.chat import ChatRequest
 from server.api.strict import is_strict
@@ -56,6 +56,7 @@ def _spec(
     parts: Parts, body: ChatRequest, request: Request
 ) -> tuple[GenerationSpec, dict[str, str]]:
     body.check()
+    strict = is_strict(request, parts.limits)
     spec = GenerationSpec(
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=body.model,
@@ -71,9 +72,10 @@ def _spec(
         output=body.output(),
         tool_choice=body.choice(),
         thinking_budget=body.thinking(),
+        strict=strict,
         forward=Forward("chat/completions", body.passed),
     )
-    ignored = ignored_header(body.leftover(strict=is_strict(request, parts.limits)))
+    ignored = ignored_header(body.leftover(strict=strict))
     return spec, ignored
 
 
@@ -111,7 +113,7 @@ class ChatStream:
                 reply = replies[choice]
                 deltas = [*reply.push(texts.pop(choice, "")), *reply.close()]
                 out += self._deltas(choice, deltas, logprobs.pop(choice, []))
-                reason = reply.finish(FINISH[event.reason])
+                reason = reply.finish(event)
                 out.append(
                     f'{self._role(choice)}{self._openings[choice]}{{}},"logprobs":null,'
                     f'"finish_reason":"{reason}"}}]{self._end}'
@@ -177,7 +179,7 @@ async def _answer(
                     logprobs[choice] += event.logprobs
                 elif isinstance(event, Finished):
                     deltas[choice] += head.replies[choice].close()
-                    reasons[choice] = head.replies[choice].finish(FINISH[event.reason])
+                    reasons[choice] = head.replies[choice].finish(event)
     finally:
         generation.close()
     choices = [

@@ -44,7 +44,9 @@ class AnswerHead:
         ]
         """By choice: what takes its text apart."""
         self.reasoning = [
-            ReasoningCounter(tokenizer.marker_tokens, generation.prompts[choice.prompt])
+            ReasoningCounter(
+                tokenizer.marker_tokens, tokenizer.pieces, generation.prompts[choice.prompt]
+            )
             for choice in generation.choices
         ]
 

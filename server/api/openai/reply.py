@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.api.limits import ReasoningField
+from server.api.openai.wire import FINISH
 from server.chat.reply import CallArguments, CallOpened, Content, Part, Reasoning
 from server.chat.shape import ReplyShape
+from server.core.events import Finished, FinishReason
 
 _NAMES: dict[ReasoningField, tuple[str, ...]] = {
     "reasoning_content": ("reasoning_content",),
@@ -34,9 +36,10 @@ class Reply:
         """Return deltas for what was held back: the text has ended."""
         return [self._delta(part) for part in self._parser.close()]
 
-    def finish(self, reason: str) -> str:
-        """Return the finish reason: calls are one only where nothing cut the answer off."""
-        return "tool_calls" if self.calls and reason == "stop" else reason
+    def finish(self, end: Finished) -> str:
+        """Return the finish reason: calls are one only where nothing cut the answer off, a stop string neither."""
+        natural = end.reason is FinishReason.STOP and end.stop_match is None
+        return "tool_calls" if self.calls and natural else FINISH[end.reason]
 
     def _delta(self, part: Part) -> dict[str, Any]:
         match part:
