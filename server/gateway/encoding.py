@@ -27,7 +27,17 @@ class Encoded:
 
 def encode(served: Served, spec: GenerationSpec) -> list[Encoded]:
     """Encode every prompt of `spec`. For a worker thread. Raises as `Prompter.encode` does."""
-    return [_one(served, spec, prompt) for prompt in spec.prompts]
+    texts = not any(isinstance(prompt, ChatPrompt) for prompt in spec.prompts)
+    steering = FREE
+    if texts and spec.output is not None:
+        # Once for all of them: a schema may take longer to read than they do.
+        steering = held(spec.output, served.prompter.tokenizer)
+    return [
+        _chat(served, spec, prompt)
+        if isinstance(prompt, ChatPrompt)
+        else replace(_encode(served, prompt, spec.max_tokens), steering=steering)
+        for prompt in spec.prompts
+    ]
 
 
 def compose(served: Served, prompt: ChatPrompt) -> ChatPrompt:
@@ -37,11 +47,8 @@ def compose(served: Served, prompt: ChatPrompt) -> ChatPrompt:
     return replace(prompt, messages=messages, tools=agent.offered(prompt.tools))
 
 
-def _one(served: Served, spec: GenerationSpec, prompt: Prompt) -> Encoded:
+def _chat(served: Served, spec: GenerationSpec, prompt: ChatPrompt) -> Encoded:
     prompter = served.prompter
-    if not isinstance(prompt, ChatPrompt):
-        steering = FREE if spec.output is None else held(spec.output, prompter.tokenizer)
-        return replace(_encode(served, prompt, spec.max_tokens), steering=steering)
     steerer = Steerer(
         spec, prompt, served.agent.offered(prompt.tools), prompter.template, prompter.tokenizer
     )

@@ -66,6 +66,14 @@ async def test_all_forms_of_prompts(stack, prompt, prompts):
     assert document["usage"]["prompt_tokens"] == sum(map(len, prompts))
 
 
+async def test_several_prompts_share_what_their_answers_are_held_to(stack):
+    await ask(stack, prompt=["a", "b", "c"], guided_json={"type": "object"})
+    first, *others = [request.constraint for request in stack.engine.requests]
+    assert first is not None
+    assert len(others) == 2
+    assert all(constraint is first for constraint in others)
+
+
 async def test_echo_shows_the_prompt_first(stack):
     document = await ask(stack, prompt=["Say ", [257, 97]], echo=True)
     assert [c["text"] for c in document["choices"]] == ["Say é ok", "<|im_start|>aé ok"]
