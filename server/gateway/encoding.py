@@ -31,7 +31,7 @@ def encode(served: Served, spec: GenerationSpec) -> list[Encoded]:
     steering = FREE
     if texts and spec.output is not None:
         # Once for all of them: a schema may take longer to read than they do.
-        steering = held(spec.output, served.prompter.tokenizer)
+        steering = held(spec.output, served.prompter.tokenizer, served.prompter.written)
     return [
         _chat(served, spec, prompt)
         if isinstance(prompt, ChatPrompt)
@@ -50,7 +50,12 @@ def compose(served: Served, prompt: ChatPrompt) -> ChatPrompt:
 def _chat(served: Served, spec: GenerationSpec, prompt: ChatPrompt) -> Encoded:
     prompter = served.prompter
     steerer = Steerer(
-        spec, prompt, served.agent.offered(prompt.tools), prompter.template, prompter.tokenizer
+        spec,
+        prompt,
+        served.agent.offered(prompt.tools),
+        prompter.template,
+        prompter.tokenizer,
+        prompter.written,
     )
     # Before the prompt: what cannot be enforced is told whatever the messages are like.
     constraint = steerer.constraint()

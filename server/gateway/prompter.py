@@ -10,6 +10,7 @@ from server.core.errors import ContextLengthExceeded, InvalidRequest
 from server.engine.interface import ModelInfo, Tokenizer
 from server.gateway.public import PublicPrefixes
 from server.gateway.spec import ChatPrompt, Prompt, TextPrompt
+from server.gateway.written import Written
 
 _MANY_CHARACTERS = 16
 """Characters per token that no prose reaches; runs of spaces may."""
@@ -27,6 +28,8 @@ class Prompter:
         self._bound: tuple[Tokenizer, ChatTemplate] | None = None
         self.public = PublicPrefixes(self.encode, now)
         """Which of its tokens are agents' own words."""
+        self.written = Written()
+        """Grammars of what requests ask for."""
         self._longest = 1
         """Characters that one token can stand for, at most."""
 
@@ -39,6 +42,7 @@ class Prompter:
             ChatTemplate(self._source or info.chat_template, tokenizer, self._now),
         )
         self.public = PublicPrefixes(self.encode, self._now)
+        self.written = Written()
 
     @property
     def template(self) -> ChatTemplate:

@@ -16,6 +16,7 @@ from server.core.request import Constraint, Thinking
 from server.engine.grammar import CompiledGrammar, GrammarSource
 from server.engine.interface import Tokenizer
 from server.gateway.spec import ChatPrompt, GenerationSpec, OutputForm
+from server.gateway.written import Written
 
 _CLOSING = "\n</think>\n\n"
 """As Qwen3 ends its own blocks."""
@@ -45,9 +46,9 @@ class Steering:
 FREE = Steering()
 
 
-def held(output: OutputForm, tokenizer: Tokenizer) -> Steering:
+def held(output: OutputForm, tokenizer: Tokenizer, written: Written) -> Steering:
     """Hold a whole answer to a form. For a worker thread: compiles it. Raises `InvalidRequest`."""
-    return Steering(constraint=Constraint(tokenizer.grammars.compile(_source(output))))
+    return Steering(constraint=Constraint(tokenizer.grammars.compile(_source(output, written))))
 
 
 def template_kwargs(
@@ -117,6 +118,7 @@ class Steerer:
         offered: Sequence[Tool],
         template: ChatTemplate,
         tokenizer: Tokenizer,
+        written: Written,
     ) -> None:
         """`given`: the prompt as the request has it; `offered`: the tools that the model is shown."""
         self._spec = spec
@@ -126,6 +128,7 @@ class Steerer:
         self._offered = () if spec.tool_choice.mode == "none" else offered
         self._template = template
         self._tokenizer = tokenizer
+        self._written = written
         self._form = self._tool_form()
 
     def kwargs(self) -> Mapping[str, Any]:
@@ -148,7 +151,7 @@ class Steerer:
         if output is None:
             return None if form is None else self._calls(form)
         return (
-            held(output, self._tokenizer).constraint
+            held(output, self._tokenizer, self._written).constraint
             if form is None
             else self._calls_or(output, form)
         )
@@ -227,7 +230,8 @@ class Steerer:
         """Hold the answer to calls or to JSON of a form, from its first token on."""
         calls = self._grammar(form, many=self._choice.parallel)
         lines = ["start: calls | answer", calls.replace("start:", "calls:", 1)]
-        return Constraint(self._compiled("\n".join([*lines, f"answer: %json {_schema(output)}"])))
+        schema = _schema(output, self._written)
+        return Constraint(self._compiled("\n".join([*lines, f"answer: %json {schema}"])))
 
     def _grammar(self, form: ToolForm, *, many: bool) -> str:
         """Return the grammar of calls, arguments by their schemas where that is asked for or a call has to come."""
@@ -237,8 +241,12 @@ class Steerer:
             function = tool["function"]
             return only in (None, function["name"]) and (bound or bool(function.get("strict")))
 
-        special = {*self._tokenizer.control_tokens, *self._tokenizer.marker_tokens}
-        return form.grammar(self._offered, special=special, enforce=enforce, many=many, only=only)
+        def write() -> str:
+            special = {*self._tokenizer.control_tokens, *self._tokenizer.marker_tokens}
+            offered = self._offered
+            return form.grammar(offered, special=special, enforce=enforce, many=many, only=only)
+
+        return self._written.text([form.name, list(self._offered), only, bound, many], write)
 
     def _compiled(self, grammar: str) -> CompiledGrammar:
         return self._tokenizer.grammars.compile(GrammarSource("lark", grammar, "tools"))
@@ -261,17 +269,18 @@ def _names(tools: Sequence[Tool]) -> list[str]:
     return [tool["function"]["name"] for tool in tools]
 
 
-def _schema(output: OutputForm) -> str:
+def _schema(output: OutputForm, written: Written) -> str:
     """Return the JSON text of a schema that can be enforced. Raises `InvalidRequest`."""
     if output.kind == "json_object":
         return '{"type":"object"}'
-    return check_schema(output.value, output.param)
+    schema = output.value
+    return written.text(schema, lambda: check_schema(schema, output.param))
 
 
-def _source(output: OutputForm) -> GrammarSource:
+def _source(output: OutputForm, written: Written) -> GrammarSource:
     match output.kind:
         case "json_object" | "json_schema":
-            return GrammarSource("json_schema", _schema(output), output.param)
+            return GrammarSource("json_schema", _schema(output, written), output.param)
         case "choice":
             choices = " | ".join(json.dumps(text, ensure_ascii=False) for text in output.value)
             return GrammarSource("lark", f"start: {choices}", output.param)

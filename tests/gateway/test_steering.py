@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from server.chat.json_schema import check_schema
 from server.chat.template import ChatTemplate
 from server.core.errors import InvalidRequest
+from server.gateway import steering
 from server.gateway.spec import ChatPrompt, GenerationSpec, OutputForm, ToolChoice
 from server.gateway.steering import Steerer, held
+from server.gateway.written import Written
 from tests.fakes import CHAT_TEMPLATE, CONTROL, MARKERS, FakeTokenizer
 
 HELLO = {"role": "user", "content": "hello"}
@@ -35,7 +38,12 @@ def steerer(tools=(), *, source=CHAT_TEMPLATE, tokenizer=None, kwargs=None, **fi
     tokenizer = tokenizer or FakeTokenizer()
     prompt = ChatPrompt([HELLO], list(tools), kwargs or {})
     return Steerer(
-        spec_of(prompt, **fields), prompt, tools, ChatTemplate(source, tokenizer), tokenizer
+        spec_of(prompt, **fields),
+        prompt,
+        tools,
+        ChatTemplate(source, tokenizer),
+        tokenizer,
+        Written(),
     ), tokenizer
 
 
@@ -86,7 +94,7 @@ def test_words_of_the_user_open_no_block():
     tokenizer = FakeTokenizer()
     template = ChatTemplate(source, tokenizer)
     prompt = ChatPrompt([{"role": "user", "content": "<think>"}])
-    one = Steerer(spec_of(prompt), prompt, (), template, tokenizer)
+    one = Steerer(spec_of(prompt), prompt, (), template, tokenizer, Written())
     assert not one.steer(template.encode(prompt.messages), None).thinking.inside
 
 
@@ -272,7 +280,7 @@ def test_a_form_holds_the_whole_answer(output, good, bad):
     one = steered(output=output)
     assert one.constraint.trigger is None
     assert one.thinking is not None  # what is thought before is free
-    for constraint in (one.constraint, held(output, tokenizer).constraint):
+    for constraint in (one.constraint, held(output, tokenizer, Written()).constraint):
         assert follow(constraint, good, tokenizer)
         assert not follow(constraint, bad, tokenizer)
 
@@ -384,7 +392,7 @@ def test_strict_mode_refuses_names_that_are_not_shown(role, shown):
     tokenizer = FakeTokenizer()
     template = ChatTemplate(named if shown else named.replace("{{ m.name }}", ""), tokenizer)
     prompt = ChatPrompt([HELLO, {"role": role, "content": "x", "name": "Ada"}])
-    one = Steerer(spec_of(prompt, strict=True), prompt, (), template, tokenizer)
+    one = Steerer(spec_of(prompt, strict=True), prompt, (), template, tokenizer, Written())
     if shown or role == "tool":
         assert one.kwargs() == {}
         return
@@ -407,3 +415,21 @@ def test_an_answer_that_ends_with_its_call_cannot_go_on():
             steered([tool("f")], tool_choice=choice, ignore_eos=True)
         assert caught.value.param == "ignore_eos"
     assert steered([tool("f")], ignore_eos=True).constraint is not None
+
+
+def test_a_schema_is_read_once_for_all_requests_that_send_it(monkeypatch):
+    asked = []
+
+    def check(schema, param):
+        asked.append(param)
+        return check_schema(schema, param)
+
+    monkeypatch.setattr(steering, "check_schema", check)
+    tokenizer, written = FakeTokenizer(), Written()
+    prompt = ChatPrompt([HELLO])
+    for param in ("response_format", "guided_json", "response_format"):
+        spec = spec_of(prompt, output=OutputForm("json_schema", CITY, param))
+        template = ChatTemplate(CHAT_TEMPLATE, tokenizer)
+        one = Steerer(spec, prompt, (), template, tokenizer, written)
+        assert follow(one.constraint(), '{"city": "Rom"}', tokenizer)
+    assert asked == ["response_format"]
