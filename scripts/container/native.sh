@@ -11,10 +11,11 @@ PYTHONPATH=scripts "$tools/bin/python" - "$lock" <<'PYTHON'
 import sys
 from pathlib import Path
 
-from install import native_requirement
+from install_test_data import pinned_requirement
 
-lock = Path("requirements.lock").read_text(encoding="utf-8")
-Path(sys.argv[1]).write_text(native_requirement(lock), encoding="utf-8")
+lock = Path("requirements.lock")
+pinned = pinned_requirement("llama-cpp-python", lock.read_text(encoding="utf-8"), lock.name)
+Path(sys.argv[1]).write_text(pinned, encoding="utf-8")
 PYTHON
 
 # An image runs on other CPUs than the one that builds it.
