@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 Result = TypeVar("Result")
 
@@ -15,9 +15,8 @@ _BYTES = 512 << 20
 class DeepStack:
     """Runs work in threads of its own. For any thread."""
 
-    def __init__(self) -> None:
-        """Start nothing yet."""
-        self._starting = threading.Lock()
+    _starting: ClassVar = threading.Lock()
+    """One for the process, as the size is: beside another model's compilation a thread could get the small one."""
 
     def run(self, work: Callable[[], Result]) -> Result:
         """Return what `work` returns, or raise what it raises. Waits for it."""

@@ -16,6 +16,7 @@ from server.core.errors import GenerationFailed, InvalidRequest
 from server.core.request import Constraint
 from server.engine.grammar import GrammarSource
 from server.llama import grammar as module
+from server.llama.deep_stack import DeepStack
 from server.llama.grammar import LlamaGrammar, LlamaGrammars
 from server.llama.guide import Guide, Masks
 from server.llama.loading import load_backend
@@ -321,6 +322,32 @@ def test_many_threads_may_compile_at_once():
     assert len(made) == 24
     assert len({id(grammars.compile(GrammarSource("regex", f"x{n}+"))) for n in range(3)}) == 3
     assert threading.stack_size() == 0  # the system's own
+
+
+def test_two_models_do_not_take_the_stack_from_each_other(monkeypatch):
+    """The size of new stacks is the process's: each thread has to start before anybody sets it back."""
+    sizes: list[int] = []
+    set_size = threading.stack_size
+
+    def record(size: int = 0) -> int:
+        sizes.append(size)
+        return set_size(size)
+
+    monkeypatch.setattr(threading, "stack_size", record)
+    stacks = [DeepStack(), DeepStack()]
+
+    def ask(number: int) -> None:
+        for _ in range(10):
+            stacks[number % 2].run(lambda: None)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(sizes) == 120
+    assert set(sizes[::2]) == {max(sizes)}
+    assert set(sizes[1::2]) == {0}
 
 
 def test_a_vocabulary_does_not_outlive_its_model():
