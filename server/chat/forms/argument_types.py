@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from server.chat.json_schema.bounds import kind_of
 from server.chat.reply import Tool
 from server.chat.scanning import SPACE
 
@@ -80,9 +81,9 @@ def _said(schema: Mapping[str, Any]) -> frozenset[str]:
         known = {name for name in names if isinstance(name, str)}
         types &= {"number" if name == "integer" else name for name in known}
     if "const" in schema:
-        types &= {type_of(schema["const"])}
+        types &= {kind_of(schema["const"])}
     if isinstance(values := schema.get("enum"), list):
-        types &= {type_of(value) for value in values}
+        types &= {kind_of(value) for value in values}
     return types
 
 
@@ -99,19 +100,6 @@ def resolved(target: str, root: Mapping[str, Any]) -> Any:
     return found
 
 
-def type_of(value: Any) -> str:
-    """Return the JSON type of a value."""
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int | float):
-        return "number"
-    if isinstance(value, str):
-        return "string"
-    if value is None:
-        return "null"
-    return "object" if isinstance(value, Mapping) else "array"
-
-
 def as_json(text: str, types: frozenset[str]) -> str:
     """Return `text` as it is if it is JSON of one of `types`, else as a string, less the newline at its end."""
     plain = text.strip(SPACE)
@@ -125,7 +113,7 @@ def as_json(text: str, types: frozenset[str]) -> str:
 def _json_type(text: str) -> str | None:
     """Return the type of a JSON text; None if it is none. Numbers are not converted, however long."""
     try:
-        return type_of(json.loads(text, parse_int=len, parse_float=len, parse_constant=_refuse))
+        return kind_of(json.loads(text, parse_int=len, parse_float=len, parse_constant=_refuse))
     except (ValueError, RecursionError):
         return None
 

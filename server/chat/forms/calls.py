@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from server.chat.reply import Part
@@ -12,7 +13,7 @@ OPENING, CLOSING = "<tool_call>", "</tool_call>"
 _REST = re.compile(f"[{SPACE}}}]*")
 
 
-class CallParser:
+class CallParser(ABC):
     """A machine whose states take text from where the last one stopped; subclasses add those of a form.
 
     A state returns False when it needs more text, and then leaves less of it than a tag unread. What
@@ -67,13 +68,13 @@ class CallParser:
         self.state = self.begin(found[0])
         return True
 
+    @abstractmethod
     def begin(self, tag: str) -> Callable[[], bool]:
         """Return the state after an opening tag."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cut_off(self) -> None:
         """The text has ended within an open call: write what was held back of its arguments."""
-        raise NotImplementedError
 
     def consume(self, end: int) -> str:
         """Take the text up to `end`, and keep it while no call is open."""

@@ -12,11 +12,11 @@ from server.chat.forms.argument_types import (
     parameter_types,
     parameters_of,
     resolved,
-    type_of,
     types_of,
 )
 from server.chat.forms.lark import calls_grammar, literal, matching, param_of
 from server.chat.json_schema import check_schema
+from server.chat.json_schema.bounds import kind_of
 from server.chat.reply import Tool
 from server.core.errors import InvalidRequest
 
@@ -134,14 +134,14 @@ class _Enforced:
         """Tell whether `schema` admits null, true or false, of which it can say little."""
         if isinstance(schema, bool) or depth > _DEEPEST:
             return schema is True
-        types = schema.get("type", type_of(value))
+        types = schema.get("type", kind_of(value))
         values = [schema["const"]] if "const" in schema else schema.get("enum", [value])
         parts = [*schema.get("allOf", ())]
         if "$ref" in schema:
             parts.append(resolved(schema["$ref"], self._root))
         ways = schema.get("anyOf", [True])
         return (
-            type_of(value) in ([types] if isinstance(types, str) else types)
+            kind_of(value) in ([types] if isinstance(types, str) else types)
             and any(each is value for each in values)
             and all(self._admits(part, value, depth + 1) for part in parts)
             and any(self._admits(way, value, depth + 1) for way in ways)

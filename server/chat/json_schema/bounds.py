@@ -33,6 +33,19 @@ _DIGITS = 15
 _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 
+def kind_of(value: Any) -> str:
+    """Return the type of a JSON value; integers are numbers."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list) else "object"
+
+
 def measure(schema: Any) -> None:
     """Raise `Refused` if the schema is larger than any walk through it should meet."""
     level: list[Any] = [schema]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.chat.json_schema.bounds import KINDS
-from server.chat.json_schema.others import identity, kind_of
+from server.chat.json_schema.bounds import KINDS, kind_of
+from server.chat.json_schema.others import identity
 from server.chat.json_schema.references import Document
 from server.chat.json_schema.refusal import Pointer
 

@@ -7,24 +7,11 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from server.chat.json_schema.bounds import KINDS, bound, literal
+from server.chat.json_schema.bounds import KINDS, bound, kind_of, literal
 from server.chat.json_schema.patterns import ANYTHING, spelt, text_but
 from server.chat.json_schema.refusal import Refused
 
 _MAX_PATTERN = 20_000
-
-
-def kind_of(value: Any) -> str:
-    """Return the type of a JSON value; integers are numbers."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int | float):
-        return "number"
-    if isinstance(value, str):
-        return "string"
-    return "array" if isinstance(value, list) else "object"
 
 
 def identity(value: Any) -> str:
