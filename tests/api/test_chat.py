@@ -17,14 +17,6 @@ CHAT = "/v1/chat/completions"
 HI: Any = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture
-def stack():
-    made = Stack()
-    yield made
-    assert made.admission.outstanding == 0
-    made.service.shutdown()
-
-
 async def ask(stack, **fields):
     answer = await post(stack, CHAT, {"model": MODEL, "messages": HI, **fields})
     assert answer.status_code == 200, answer.text

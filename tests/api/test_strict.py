@@ -52,14 +52,6 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def stack():
-    made = Stack()
-    yield made
-    assert made.admission.outstanding == 0
-    made.service.shutdown()
-
-
 @pytest.mark.parametrize(("surface", "field", "example", "mode", "outcome"), CASES)
 async def test_the_table_says_what_happens(stack, surface, field, example, mode, outcome):
     body = {**GOOD[surface], **json.loads(f"{{{example}}}")}
