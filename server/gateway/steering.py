@@ -271,9 +271,7 @@ def _names(tools: Sequence[Tool]) -> list[str]:
 
 def _schema(output: OutputForm, written: Written) -> str:
     """Return the JSON text of a schema that can be enforced. Raises `InvalidRequest`."""
-    if output.kind == "json_object":
-        return '{"type":"object"}'
-    schema = output.value
+    schema = {"type": "object"} if output.kind == "json_object" else output.value
     return written.text(schema, lambda: check_schema(schema, output.param))
 
 

@@ -261,6 +261,16 @@ def test_an_answer_may_be_calls_or_json_of_a_form():
     assert not follow(single.constraint, f"{call}\n{call}", tokenizer)
 
 
+def test_any_json_beside_calls_is_written_as_it_is_alone():
+    tokenizer = FakeTokenizer()
+    output = OutputForm("json_object", None, "response_format")
+    for tools in ([], [tool("look")]):
+        one = steered(tools, output=output)
+        assert follow(one.constraint, '{"a": 1}', tokenizer)
+        assert not follow(one.constraint, '{"a":1}', tokenizer)
+        assert not follow(one.constraint, '{\n"a": 1}', tokenizer)
+
+
 # Forms
 
 
