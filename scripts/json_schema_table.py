@@ -10,11 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 from server.chat.json_schema.bounds import (
+    MAX_ALTERNATIVES,
     MAX_BYTES,
     MAX_COUNT,
     MAX_COUNTED,
     MAX_DEPTH,
     MAX_LENGTH,
+    MAX_NEGATED,
     MAX_OPTIONAL,
     MAX_VALUES,
 )
@@ -104,7 +106,7 @@ admits any number. A name that `properties` does not list may come twice; as in 
 
 Limits: {MAX_BYTES // 1024} KiB, {MAX_VALUES:,} values, {MAX_DEPTH} levels ({MAX_LEVELS} with references followed), {MAX_OPTIONAL} properties of an object that are not required
 ({MAX_COUNTED} beside `minProperties` and `maxProperties`), {MAX_COUNT:,} items or properties in a bound and {MAX_ITEMS:,} items in all of them, {MAX_LENGTH:,} characters in
-a bound, a common multiple of all `multipleOf` of {MAX_MULTIPLE:,} units of their last digit. Recursion must come to an end: references that lead back
+a bound, {MAX_ALTERNATIVES} alternatives of a `oneOf` ({MAX_NEGATED} of one that is negated), a common multiple of all `multipleOf` of {MAX_MULTIPLE:,} units of their last digit. Recursion must come to an end: references that lead back
 to themselves, or to no finite value, are refused.
 
 ## Keywords

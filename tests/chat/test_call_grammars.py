@@ -255,6 +255,16 @@ def test_a_parameters_text_is_what_its_schema_admits(schema, allowed, refused):
         ({"properties": {"a": False}, "required": ["a"]}, "contradict"),
         ({"required": ["a"]}, "'a'"),
         ({"properties": {"a": {"enum": ["x</parameter>"]}}}, "</parameter>"),
+        (
+            {
+                "properties": {"a": {"$ref": "#/$defs/L0"}},
+                "$defs": {
+                    "L8": {"type": "string", "minLength": 1},
+                    **{f"L{n}": {"anyOf": [{"$ref": f"#/$defs/L{n + 1}"}] * 10} for n in range(8)},
+                },
+            },
+            "many parts",
+        ),
     ],
 )  # fmt: skip
 def test_what_the_functions_form_cannot_enforce_is_refused(schema, names):

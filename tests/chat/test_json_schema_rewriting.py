@@ -189,6 +189,20 @@ def test_what_is_written_anew_admits_the_same(
         ({"not": {}}, "no finite value can match it"),
         ({"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}, "'pattern' cannot be negated"),
         ({"oneOf": [{"minimum": n} for n in range(50)]}, "'oneOf' has too many alternatives"),
+        ({"oneOf": [{}] * 40_000}, "'oneOf' has too many alternatives"),
+        ({"not": {"oneOf": [True] * 40_000}}, "'oneOf' has too many alternatives to be negated"),
+        (
+            {"oneOf": [{"type": "object", "allOf": [{}] * 190}] * 140},
+            "'oneOf' has too many alternatives that could hold",
+        ),
+        (
+            {
+                "$ref": "#/$defs/a",
+                "unevaluatedProperties": False,
+                "$defs": {"a": {"properties": {f"p{n}": True for n in range(401)}}},
+            },
+            "'unevaluatedProperties' beside more than 400",
+        ),
         ({"dependentRequired": {"a": [1]}}, "'dependentRequired' must hold lists of names"),
         ({"contains": {"type": "null"}}, "'contains' is supported beside a 'maxItems' of 16"),
         ({"propertyNames": {"format": "date"}}, "'propertyNames' is supported with one of"),

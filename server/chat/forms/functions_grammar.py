@@ -24,6 +24,8 @@ PARAMETER_END = "</parameter>"
 _END = f"\n{PARAMETER_END}\n"
 _IN_OBJECT = {"type", "properties", "required", "additionalProperties", "$defs", "x-guidance"}
 _DEEPEST = 20
+_MOST_PARTS = 2_000
+"""Of one tool's schema, those that are referred to counted each time."""
 _MOST_NAMES = 128 * 1024
 """Characters for the parameters of tools that are not enforced. Beyond it their names are not told apart."""
 _ANY_PARAMETERS = r'("<parameter=" /[^<> \t\r\n]+/ ">\n" free NL)*'
@@ -88,6 +90,7 @@ class _Enforced:
         self._root = json.loads(check_schema(parameters, param))
         self._param = param
         self._texts = texts
+        self._left = _MOST_PARTS
 
     def rule(self) -> str:
         """Return what stands between the function's tags."""
@@ -132,8 +135,9 @@ class _Enforced:
 
     def _admits(self, schema: Any, value: Any, depth: int = 0) -> bool:
         """Tell whether `schema` admits null, true or false, of which it can say little."""
-        if isinstance(schema, bool) or depth > _DEEPEST:
-            return schema is True
+        self._read_one(depth)
+        if isinstance(schema, bool):
+            return schema
         types = schema.get("type", kind_of(value))
         values = [schema["const"]] if "const" in schema else schema.get("enum", [value])
         parts = [*schema.get("allOf", ())]
@@ -149,8 +153,7 @@ class _Enforced:
 
     def _terms(self, schema: Any, depth: int) -> list[str]:
         """Return terminals whose intersection are the strings that `schema` admits."""
-        if depth > _DEEPEST:
-            raise self._refusal("a schema of such depth")
+        self._read_one(depth)
         if not isinstance(schema, Mapping):
             return []
         terms = []
@@ -172,6 +175,12 @@ class _Enforced:
             if all(either):
                 terms.append(f"({' | '.join(either)})")
         return terms
+
+    def _read_one(self, depth: int) -> None:
+        """Count a part that is read: what is referred to is, each time."""
+        self._left -= 1
+        if depth > _DEEPEST or self._left < 0:
+            raise self._refusal("a schema of such depth or so many parts")
 
     def _one_of(self, values: Sequence[str]) -> str:
         for value in values:

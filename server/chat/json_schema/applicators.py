@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.chat.json_schema.bounds import KINDS, MAX_COUNT, MAX_LENGTH, count
+from server.chat.json_schema.bounds import (
+    KINDS,
+    MAX_ALTERNATIVES,
+    MAX_COUNT,
+    MAX_LENGTH,
+    MAX_OPTIONAL,
+    count,
+)
 from server.chat.json_schema.leftover import evaluated_items, evaluated_properties
 from server.chat.json_schema.negation import having
 from server.chat.json_schema.patterns import anything, translated
@@ -23,6 +30,8 @@ def not_(here: Place, keyword: str) -> None:
 def one_of(here: Place, keyword: str) -> None:
     """`oneOf`: one alternative, and none of those that could hold beside it."""
     every = here.listed(keyword)
+    if len(every) > MAX_ALTERNATIVES:
+        raise here.refused(keyword, "has too many alternatives")
     beside = [
         [
             other
@@ -149,6 +158,10 @@ def unevaluated_properties(here: Place, keyword: str) -> None:
     if known is None:
         raise _branching(here, keyword)
     if not known.everything:
+        # Each place that refers to the names would have them all.
+        if len(known.names) > MAX_OPTIONAL:
+            what = f"beside more than {MAX_OPTIONAL} properties is not supported"
+            raise here.refused(keyword, what)
         here.also(
             {
                 "properties": dict.fromkeys(known.names, True),

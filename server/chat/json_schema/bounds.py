@@ -24,6 +24,10 @@ MAX_OPTIONAL = 400
 """Properties of an object that are not required: at each place the grammar may be at any of those left."""
 MAX_COUNTED = 40
 """Such properties beside `minProperties` or `maxProperties`."""
+MAX_ALTERNATIVES = 150
+"""Of a `oneOf`: each is compared with each."""
+MAX_NEGATED = 32
+"""Of a `oneOf` that is negated: each pair of them is written."""
 MAX_LENGTH = 1_000_000
 """`minLength`, `maxLength`, and the repetitions in a `pattern`."""
 MAX_NUMBER = 2**53

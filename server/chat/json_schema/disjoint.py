@@ -34,6 +34,7 @@ class Disjointness:
         if self._each(first, second) or self._each(second, first):
             return True
         ones, others = self._document.places(first), self._document.places(second)
+        self._steps += len(ones) * len(others) - 1
         parts = [self._document.at(at) for at in (*ones, *others)]
         kinds = set(KINDS).intersection(*map(_kinds, parts))
         if not kinds or _values_apart(parts):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from server.chat.json_schema.bounds import KINDS, MAX_LENGTH, bound, count, number
+from server.chat.json_schema.bounds import KINDS, MAX_LENGTH, MAX_NEGATED, bound, count, number
 from server.chat.json_schema.others import other_values
 from server.chat.json_schema.place import Place
 
@@ -99,6 +99,8 @@ def _not(here: Place, keyword: str) -> Iterator[Any]:
 
 def _one(here: Place, keyword: str) -> Iterator[Any]:
     every = here.listed(keyword)
+    if len(every) > MAX_NEGATED:
+        raise here.refused(keyword, "has too many alternatives to be negated")
     yield {"allOf": [here.reference(*keys, negated=True) for keys in every]}
     for i, first in enumerate(every):
         for second in every[:i]:
