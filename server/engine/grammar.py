@@ -20,7 +20,7 @@ class GrammarSource:
 
 
 class CompiledGrammar(Protocol):
-    """Opaque, immutable and shared; only the backend whose vocabulary it was compiled for can follow it."""
+    """Opaque and shared; only the backend whose vocabulary it was compiled for can follow it."""
 
 
 class Grammars(Protocol):

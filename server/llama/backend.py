@@ -44,6 +44,7 @@ class LlamaBackend:
         self._memory = self._library.get_memory(loaded.context)
         vocab_address = self._library.model_get_vocab(loaded.model)
         self._vocab = LlamaVocab(self._library, vocab_address)
+        _ = self._vocab.grammars  # now, while nobody waits
         self._n_vocab = self._vocab.n_vocab
         self._info = read_info(loaded, params, self._n_vocab)
         n_ubatch = min(params.n_ubatch, params.effective_n_batch)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from llguidance._tokenizer import TokenizerWrapper
 
 _REMEMBERED_TEXT = 1 << 20
-"""Characters of sources whose grammars are kept. One takes 20 to 300 bytes for each."""
+"""Characters of sources whose grammars are kept ..."""
+_REMEMBERED = 256
+"""... and how many: even one of a few characters takes 40 to 170 KB."""
 _LONGEST: dict[GrammarKind, int] = {
     "json_schema": 256 * 1024,
     "lark": 256 * 1024,
@@ -139,7 +141,9 @@ class LlamaGrammars:
                 self._known_text += len(source.text)
             self._known[source] = made
             self._known.move_to_end(source)
-            while self._known_text > _REMEMBERED_TEXT and len(self._known) > 1:
+            while len(self._known) > 1 and (
+                self._known_text > _REMEMBERED_TEXT or len(self._known) > _REMEMBERED
+            ):
                 forgotten, _ = self._known.popitem(last=False)
                 self._known_text -= len(forgotten.text)
         return made

@@ -31,7 +31,7 @@ class Masks:
     """Forbids tokens in a row of logits, in place. Buffers of the vocabulary's size, made once; for one thread."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Take room for its vocabulary: twelve bytes for each token at most."""
+        """Take room for its vocabulary: some five bytes for each token."""
         words = -(-tokenizer.n_vocab // 32)
         self.eog = sorted(tokenizer.eog)
         self.breaks = frozenset(

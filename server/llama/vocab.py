@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from types import MappingProxyType
 
 from server.core.errors import EngineDead, InvalidRequest, ModelFileError
@@ -67,8 +68,11 @@ class LlamaVocab:
         self._add_bos = library.vocab_get_add_bos(vocab)
         self.bos_text = self._text_of(library.vocab_bos(vocab))
         self.eos_text = self._text_of(library.vocab_eos(vocab))
-        self.grammars = LlamaGrammars(self)
-        """What compiles grammars over it."""
+
+    @cached_property
+    def grammars(self) -> LlamaGrammars:
+        """What compiles grammars over it. Made at the first use, which takes some 0.2 s: not by two threads at once."""
+        return LlamaGrammars(self)
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False

@@ -254,8 +254,9 @@ def test_a_schema_is_compiled_once(monkeypatch):
     assert len(made) == 2
 
 
-def test_the_longest_unused_is_forgotten(monkeypatch):
-    monkeypatch.setattr(module, "_REMEMBERED_TEXT", 30)
+@pytest.mark.parametrize("limit", [("_REMEMBERED_TEXT", 30), ("_REMEMBERED", 3)])
+def test_the_longest_unused_is_forgotten(monkeypatch, limit):
+    monkeypatch.setattr(module, *limit)
     made = count_compilations(monkeypatch)
     grammars = FakeTokenizer().grammars
 
