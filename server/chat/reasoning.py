@@ -23,8 +23,8 @@ class ReasoningCounter:
     ) -> None:
         """`markers`: the vocabulary's marker tokens; `pieces`: token id → text. A prompt may have opened the block."""
         self._pieces = pieces
-        self._open = markers.get("<think>", -1)
-        self._close = markers.get("</think>", -1)
+        self._open = markers.get(_OPENING, -1)
+        self._close = markers.get(_CLOSING, -1)
         self.count = 0
         self.inside = self._open >= 0 and self._left_open(prompt)
         self._possible = not self.inside
@@ -43,6 +43,8 @@ class ReasoningCounter:
                 self.inside = False
 
     def _left_open(self, prompt: Sequence[int]) -> bool:
+        if self._open not in prompt:
+            return False
         last = next((t for t in reversed(prompt) if t in (self._open, self._close)), None)
         return last == self._open
 

@@ -86,8 +86,6 @@ class ChatTemplate:
             self.abilities = find_abilities(self._plain)
         self.takes_tools = self.abilities.tools
         """Whether it tells the model about tools."""
-        self.takes_calls_together = self.abilities.calls_together
-        """Whether a message may have several calls; some templates accept one, some none."""
         self.shows_names = self.abilities.names
         """Whether it tells the model the `name` of who speaks."""
         self.variables = self._template.variables if self._template else frozenset[str]()

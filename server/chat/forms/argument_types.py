@@ -89,7 +89,7 @@ def _said(schema: Mapping[str, Any]) -> frozenset[str]:
 
 def resolved(target: str, root: Mapping[str, Any]) -> Any:
     """Return what a `$ref` such as `#/$defs/City` points to; None where there is nothing."""
-    if not target.startswith("#"):
+    if target != "#" and not target.startswith("#/"):
         return None
     found: Any = root
     for step in target[1:].split("/")[1:]:
